@@ -1,0 +1,57 @@
+# `make help` lists the targets. Everything lives in .venv of this checkout; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+
+.DEFAULT_GOAL := help
+.PHONY: help run dev test check format bench wheel clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/installed ## Serve on an embedded Postgres: http://127.0.0.1:8000.
+	@$(BIN)/gatepost run --migrate
+
+dev: $(VENV)/developer ## The same, started anew whenever the source changes.
+	@$(BIN)/adev runserver src/gatepost/server.py --app-factory create_app --root . --no-livereload \
+		--port $${GATEPOST_WEBSERVER__PORT:-8000}
+
+test: $(VENV)/developer ## Run the whole test suite.
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/developer ## The gate: formatting, lint, types, layers.
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/developer ## Format the code.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/developer ## Measure speed and memory, as ratios within one run.
+	@$(BIN)/python -m bench $(ARGS)
+
+wheel: $(VENV)/developer ## Build the wheel into dist/.
+	@$(BIN)/python -m build --quiet --wheel --outdir dist .
+
+clean: ## Remove what was built (not the data in gatepost-data).
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Gatepost needs Python 3.11 to 3.13, this is %d.%d; choose one: make PYTHON=python3.13" % v)'
+	@$(PYTHON) -c 'import ensurepip' || { echo "This Python has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# Stamps: the second `make run` must not ask pip anything.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing into $(VENV) ..."
+	@$(INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/developer: pyproject.toml $(VENV)/installed
+	@echo "Installing the developers' tools into $(VENV) ..."
+	@$(INSTALL) 'pip>=25.1'
+	@$(INSTALL) --group dev
+	@touch $@

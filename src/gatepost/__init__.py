@@ -1,0 +1,1 @@
+"""Gatepost: a self-hosted sign-in service."""

@@ -1,0 +1,6 @@
+"""``gatepost`` and ``python -m gatepost``."""
+
+from gatepost.cli import main
+
+if __name__ == "__main__":
+    main()

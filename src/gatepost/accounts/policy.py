@@ -1,0 +1,60 @@
+"""What a name and a password must be to be accepted."""
+
+from functools import cache
+from importlib.resources import files
+
+from gatepost.config import PasswordsConfig
+from gatepost.credentials import InvalidPassword, prepare
+from gatepost.errors import FieldError, InvalidBody
+from gatepost.names import InvalidName, canonical, display
+
+
+def judge(username: str, password: str, config: PasswordsConfig) -> tuple[str, str]:
+    """The name's display and canonical form, if both name and password will do.
+
+    The rules are NIST SP 800-63B-4 §3.1.1: a length, a blocklist, no composition rules, no truncation. Raises
+    InvalidBody with every reason, by field.
+    """
+    errors: list[FieldError] = []
+    shown = compared = ""
+    try:
+        shown, compared = display(username), canonical(username)
+    except InvalidName as error:
+        errors.append(FieldError("username", "invalid_username", str(error)))
+    errors.extend(_password_errors(password, compared, config))
+    if errors:
+        raise InvalidBody(errors)
+    return shown, compared
+
+
+def _password_errors(password: str, name: str, config: PasswordsConfig) -> list[FieldError]:
+    def error(code: str, message: str) -> list[FieldError]:
+        return [FieldError("password", code, message)]
+
+    # Length first: what follows costs time for each character. A character is a code point, as NIST counts.
+    if len(password) > config.max_length:
+        return error("password_too_long", f"must have at most {config.max_length} characters")
+    try:
+        text = prepare(password).decode()
+    except InvalidPassword as refused:
+        return error("invalid_password", str(refused))
+    if len(text) < config.min_length:
+        return error("password_too_short", f"must have at least {config.min_length} characters")
+    if text.casefold() in _common_passwords():
+        return error("password_too_common", "is one of the most common passwords")
+    if name and _is_made_of(text.casefold(), name):
+        return error("password_is_username", "is made of the username")
+    return []
+
+
+def _is_made_of(text: str, name: str) -> bool:
+    """Whether nothing is left but digits and marks once the name is taken out."""
+    name = name.casefold()
+    rest = text.replace(name, "").replace(name[::-1], "")
+    return rest != text and not any(character.isalpha() for character in rest)
+
+
+@cache
+def _common_passwords() -> frozenset[str]:
+    text = (files("gatepost") / "data" / "common-passwords.txt").read_text("utf-8")
+    return frozenset(text.split("\n")) - {""}

@@ -1,0 +1,282 @@
+"""Every setting, with its reason. Read once at start, frozen, and passed in: nothing here is global.
+
+Sources, the first that has a key wins: the environment (``GATEPOST_DB__PASSWORD``), a secrets directory (a file
+``db__password`` in ``GATEPOST_SECRETS_DIR``), the JSON file. ``docs/configuration.md`` is held against this
+module by a test.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+DEFAULT_FILE = "config.json"
+_PREFIX = "GATEPOST_"
+# These steer the reading itself, so they cannot be keys of the file.
+_OWN_VARIABLES = {"GATEPOST_CONFIG", "GATEPOST_SECRETS_DIR"}
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message is one line that names the key and what to do."""
+
+
+class _Section(BaseModel):
+    # hide_input_in_errors: the offending value may be a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s*]+$")]
+
+
+class WebServerConfig(_Section):
+    """Where HTTP is served."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
+    )
+    shutdown_timeout: float = Field(
+        10.0, gt=0, le=300, description="Seconds that requests in flight have to finish after SIGTERM."
+    )
+
+
+class DbConfig(_Section):
+    """The Postgres that holds everything. Without ``host``, Gatepost runs one itself in ``data_dir``."""
+
+    host: str | None = Field(
+        None,
+        min_length=1,
+        description="Host, or several separated by commas, tried in order; a folder for a Unix socket. "
+        "Without it: the embedded Postgres.",
+    )
+    port: int = Field(5432, ge=1, le=65535, description="Port of the server.")
+    user: str | None = Field(None, min_length=1, description="Role to connect as. Needed with `host`.")
+    password: SecretStr | None = Field(None, description="Its password.")
+    database: str | None = Field(None, min_length=1, description="Database. Needed with `host`.")
+    sslmode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
+        "prefer", description="TLS to the server, as libpq has it; use `verify-full` across a network."
+    )
+    sslrootcert: Path | None = Field(None, description="CA certificates for `verify-ca` and `verify-full`.")
+    pool_size: int = Field(
+        10, ge=3, le=200, description="Connections at most; two of them serve session checks only."
+    )
+    data_dir: Path = Field(Path("gatepost-data"), description="Folder of the embedded Postgres.")
+    binaries: Path | None = Field(
+        None,
+        description="Folder with `postgres` and `initdb` to use instead of the wheel's or those on PATH.",
+    )
+    run_as: str | None = Field(
+        None,
+        description="User for the embedded Postgres when Gatepost runs as root (which Postgres refuses).",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        missing = [name for name in ("user", "database") if getattr(self, name) is None]
+        if self.host is not None and missing:
+            raise ValueError(f"host is given, so {' and '.join(missing)} must be given too")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Whether Gatepost is to run the Postgres itself."""
+        return self.host is None
+
+
+class AccountsConfig(_Section):
+    """Who may have an account."""
+
+    registration: Literal["open", "closed"] = Field(
+        "closed", description="`open`: anyone may register. `closed`: only the operator adds users."
+    )
+
+
+class PasswordsConfig(_Section):
+    """How passwords are judged and kept."""
+
+    min_length: int = Field(
+        15, ge=8, le=128, description="Characters at least (NIST SP 800-63B-4: 15 for a sole factor)."
+    )
+    max_length: int = Field(1024, ge=64, le=4096, description="Characters at most; nothing is ever cut off.")
+    memory_kib: int = Field(
+        19456, ge=8192, le=262144, description="Argon2id memory in KiB for each hash under way (OWASP)."
+    )
+    iterations: int = Field(2, ge=1, le=10, description="Argon2id passes over that memory (OWASP).")
+    parallelism: int = Field(1, ge=1, le=4, description="Argon2id lanes (OWASP).")
+    threads: int | None = Field(
+        None, ge=1, le=256, description="Hashes computed at once; never more than cores. Default: the cores."
+    )
+    queue: int = Field(
+        100, ge=1, le=10000, description="Hashes that may wait for a thread; one more is answered 503."
+    )
+    pepper: str | None = Field(
+        None, description="Id of the pepper that new digests use. Default: none, or the only one there is."
+    )
+    peppers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")], SecretStr] = Field(
+        default_factory=dict,
+        description="Peppers by id, each at least 16 characters. Keep an old one here until nobody needs it.",
+    )
+
+    @field_validator("peppers")
+    @classmethod
+    def _long_enough(cls, peppers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in peppers.items():
+            if len(secret.get_secret_value()) < 16:
+                raise ValueError(f"pepper {name!r} has fewer than 16 characters")
+        return peppers
+
+    @model_validator(mode="after")
+    def _pepper_is_known(self) -> Self:
+        if self.pepper is not None and self.pepper not in self.peppers:
+            raise ValueError(f"pepper names {self.pepper!r}, which is not among peppers")
+        if self.pepper is None and len(self.peppers) > 1:
+            raise ValueError("there are several peppers, so pepper must say which one new digests use")
+        return self
+
+    @property
+    def current_pepper(self) -> str | None:
+        """The id under which new digests are made, or None for none."""
+        return self.pepper or next(iter(self.peppers), None)
+
+
+class SessionsConfig(_Section):
+    """How long a login lasts."""
+
+    lifetime: int = Field(30 * 86400, ge=60, le=366 * 86400, description="Seconds from login to expiry.")
+    max_per_user: int = Field(
+        10, ge=1, le=1000, description="Sessions a user may have at once; at one more, the oldest ends."
+    )
+
+
+def _sections_only(value: Any) -> Any:
+    if not isinstance(value, (dict, BaseModel)):
+        raise ValueError("must be an object")  # noqa: TRY004 (pydantic collects ValueErrors)
+    return value
+
+
+class Config(BaseSettings):
+    """The whole configuration.
+
+    Build it with :meth:`load`; a test or a library user may also pass sections as keywords.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    webserver: Annotated[WebServerConfig, BeforeValidator(_sections_only)] = WebServerConfig()
+    db: Annotated[DbConfig, BeforeValidator(_sections_only)] = DbConfig()
+    accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
+    passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
+    sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic-settings')
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the environment above the secrets directory, and both above the file."""
+        secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
+        if not secrets_dir:
+            return env_settings, init_settings
+        secrets = NestedSecretsSettingsSource(
+            file_secret_settings,
+            secrets_dir=secrets_dir,
+            secrets_dir_missing="error",
+            secrets_prefix="",
+            secrets_nested_delimiter="__",
+        )
+        return env_settings, secrets, init_settings
+
+    @classmethod
+    def load(cls, file: Path | None = None) -> Self:
+        """Read the configuration.
+
+        ``file``: the JSON file. Without it: the one that ``GATEPOST_CONFIG`` names, else ``config.json`` in the
+        working directory where there is one, else none. Raises ConfigError, naming the source and the key.
+        """
+        if file is None and (named := os.environ.get("GATEPOST_CONFIG")):
+            file = Path(named)
+        if file is None and Path(DEFAULT_FILE).exists():
+            file = Path(DEFAULT_FILE)
+        _refuse_unknown_variables(os.environ, cls)
+        values = _read_json(file) if file else {}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(e, values, file) for e in error.errors())) from None
+        except ValueError as error:  # a secrets directory that is missing, a variable that is not JSON
+            raise ConfigError(" ".join(str(error).split())) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: there is no such file; create it, or name another with --config") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must be a JSON object with the sections {', '.join(Config.model_fields)}")
+    return values
+
+
+def _refuse_unknown_variables(environ: Mapping[str, str], model: type[BaseSettings]) -> None:
+    """pydantic-settings passes over a variable whose section it does not know, so a typo would go unseen."""
+    for name in environ:
+        if name.upper().startswith(_PREFIX) and name.upper() not in _OWN_VARIABLES:
+            section = name[len(_PREFIX) :].split("__")[0].lower()
+            # The test suite's own variables share the prefix but not the form SECTION__KEY.
+            if section.startswith("test_"):
+                continue
+            if section not in model.model_fields or "__" not in name:
+                known = ", ".join(f"{_PREFIX}{s.upper()}__…" for s in model.model_fields)
+                raise ConfigError(f"environment variable {name}: no such key; known are {known}")
+
+
+def _explain(error: Any, values: Mapping[str, Any], file: Path | None) -> str:
+    """One error of pydantic's as ``source: key: reason``."""
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location)
+    node: Any = values
+    for part in location:
+        node = node.get(part) if isinstance(node, Mapping) else None
+    variable = _PREFIX + "__".join(location).upper()
+    if variable in {name.upper() for name in os.environ}:
+        source = f"environment variable {variable}"
+    elif file is not None and (node is not None or len(location) < 2):
+        source = str(file)
+    else:
+        source = "configuration"
+    reason = "there is no such key" if error["type"] == "extra_forbidden" else error["msg"]
+    return f"{source}: {key}: {reason.removeprefix('Value error, ')}"

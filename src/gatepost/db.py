@@ -1,0 +1,174 @@
+"""The database as the features see it: statements, deadlines, and what the driver's errors mean.
+
+Together with `pool` this is all that knows aiopg and psycopg2. What those do behind one's back is answered in these
+two modules, each trap with a test in `tests/test_db.py`.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+
+import aiopg.sa
+import psycopg2
+import psycopg2.errors
+import sqlalchemy as sa
+from aiopg.sa.engine import get_dialect
+
+from gatepost.config import DbConfig
+from gatepost.embedded import EmbeddedPostgres
+from gatepost.errors import DatabaseUnavailable
+from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT, Dsn, Pool
+
+__all__ = ["Connection", "Database", "Dsn", "Statement", "UniqueViolation", "reach"]
+
+Connection: TypeAlias = aiopg.sa.SAConnection
+UniqueViolation = psycopg2.errors.UniqueViolation
+
+# Connections of their own for session checks, so that logins never starve them (sessions/lookup.py).
+LOOKUP_CONNECTIONS = 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DIALECT = get_dialect()
+
+
+class Statement:
+    """An SQL statement, compiled once: aiopg would do it again at each execution (30 % of its time).
+
+    Parameters are the driver's own types (str, bytes, UUID, list …), by name.
+    """
+
+    def __init__(self, clause: sa.ClauseElement | str) -> None:
+        compiled = (sa.text(clause) if isinstance(clause, str) else clause).compile(dialect=_DIALECT)
+        self.sql = str(compiled)
+        self._defaults: Mapping[str, Any] = dict(compiled.params)
+
+    async def all(self, connection: Connection, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Execute in one round trip and return every row."""
+        cursor = await connection.connection.cursor()
+        try:
+            await cursor.execute(self.sql, {**self._defaults, **parameters})
+            rows: list[tuple[Any, ...]] = await cursor.fetchall() if cursor.description else []
+        finally:
+            cursor.close()
+        return rows
+
+    async def first(self, connection: Connection, **parameters: Any) -> tuple[Any, ...] | None:
+        """The first row, or None."""
+        rows = await self.all(connection, **parameters)
+        return rows[0] if rows else None
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Everything that means "the database cannot answer" becomes DatabaseUnavailable, and only that."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        # aiopg turns the server's statement_timeout into a CancelledError that nobody asked for, and aiohttp would
+        # drop the client's connection without an answer. A real cancellation shows in cancelling().
+        task = asyncio.current_task()
+        if isinstance(error.__context__, psycopg2.errors.QueryCanceled) and task and task.cancelling() == 0:
+            raise DatabaseUnavailable from error.__context__
+        raise
+    except (psycopg2.OperationalError, psycopg2.InterfaceError, TimeoutError) as error:
+        raise DatabaseUnavailable from error
+    except psycopg2.InternalError as error:
+        # Demoted to a standby, a transaction cut short: states of the server, not of the request.
+        raise DatabaseUnavailable from error
+
+
+class Database:
+    """A database behind its engine, with deadlines.
+
+    `read` and `write` run a query function ``async (connection, *args) -> T``; both raise DatabaseUnavailable
+    within ``ANSWER_TIMEOUT`` seconds, and let constraint violations through for the caller to name.
+    """
+
+    def __init__(self, engine: aiopg.sa.Engine, pool: Pool) -> None:
+        self.engine = engine
+        self._pool = pool
+        self._writes: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def open(cls, dsn: Dsn, size: int) -> "Database":
+        """Connect once, so that a wrong address fails here. Raises DatabaseUnavailable with the reason."""
+        pool = Pool(dsn, size)
+        pool.give_back(await pool.acquire())
+        return cls(aiopg.sa.Engine(_DIALECT, pool, " ".join(dsn.hosts)), pool)
+
+    async def close(self) -> None:
+        """Let writes that were begun end, then close all connections."""
+        if self._writes:
+            await asyncio.wait(self._writes, timeout=ANSWER_TIMEOUT)
+        self._pool.terminate()
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection for a few statements, each its own transaction, within one deadline."""
+        with _translated():
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                raw = await self._pool.acquire()
+                try:
+                    # As engine.acquire() does, without its shielded close: a task and 20 us for each query.
+                    yield Connection(raw, self.engine)
+                finally:
+                    self._pool.give_back(raw)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside BEGIN … COMMIT. An SQL error must leave the block: COMMIT would "succeed" after one."""
+        async with self.connection() as connection, connection.begin():
+            yield connection
+
+    async def read(
+        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query that changes nothing; once more on a new connection if the first was found dead."""
+        began = time.monotonic()
+        try:
+            return await self._run(query, *args, **kwargs)
+        except DatabaseUnavailable as error:
+            self._pool.drop_idle()
+            lost = isinstance(error.__cause__, psycopg2.OperationalError | psycopg2.InterfaceError)
+            if not lost or time.monotonic() - began > ACQUIRE_TIMEOUT:
+                raise
+        return await self._run(query, *args, **kwargs)
+
+    async def write(
+        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a query that changes something: never twice, and to its end even if the request is cancelled."""
+        task = asyncio.ensure_future(self._run(query, *args, **kwargs))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _run(
+        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        async with self.connection() as connection:
+            return await query(connection, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def reach(db: DbConfig) -> Iterator[Dsn]:
+    """The database's address, for as long as the block lasts.
+
+    An embedded Postgres that another Gatepost runs is used as it is; one that nobody runs is started, and stopped
+    afterwards. Raises EmbeddedError.
+    """
+    if not db.embedded:
+        yield Dsn.of(db)
+        return
+    if (running := EmbeddedPostgres.attach(db.data_dir)) is not None:
+        yield Dsn.of_embedded(running)
+        return
+    postgres = EmbeddedPostgres(db.data_dir, binaries=db.binaries, run_as=db.run_as)
+    try:
+        yield Dsn.of_embedded(postgres.start())
+    finally:
+        postgres.stop()

@@ -1,0 +1,108 @@
+"""What a client can be told has gone wrong.
+
+Each class is one problem of RFC 9457: its ``status``, its stable ``code``, and its docstring as the text a
+person reads. ``web.problems`` is the one place that renders them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with one field of a request body.
+
+    ``field`` is its dotted path, ``code`` stable and for programs, ``message`` for people. None repeats the
+    value that was sent: it may be a password.
+    """
+
+    field: str
+    code: str
+    message: str
+
+
+class Problem(Exception):
+    """The request could not be served."""
+
+    status = 500
+    code = "internal_error"
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, detail: str | None = None, *, code: str | None = None) -> None:
+        super().__init__(detail or type(self).__doc__ or "")
+        self.detail = str(self)
+        self.code = code or self.code
+        self.fields: Sequence[FieldError] = ()
+
+
+class BadRequest(Problem):
+    """The request is malformed."""
+
+    status = 400
+    code = "bad_request"
+
+
+class InvalidBody(Problem):
+    """The body is well-formed, but not what this request needs."""
+
+    status = 422
+    code = "invalid_body"
+
+    def __init__(self, fields: Sequence[FieldError]) -> None:
+        super().__init__("; ".join(f"{e.field}: {e.message}" for e in fields))
+        self.fields = fields
+
+
+class UnsupportedMediaType(Problem):
+    """Send the body as application/json, not encoded."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Unauthorized(Problem):
+    """There is no session with this token: sign in again."""
+
+    status = 401
+    code = "unauthorized"
+    headers: Mapping[str, str] = {"WWW-Authenticate": 'Bearer realm="gatepost"'}
+
+
+class InvalidCredentials(Unauthorized):
+    """The username or the password is wrong."""
+
+    code = "invalid_credentials"
+
+
+class RegistrationClosed(Problem):
+    """Accounts are created by the operator of this service."""
+
+    status = 403
+    code = "registration_closed"
+
+
+class UsernameTaken(Problem):
+    """An account of this name exists already."""
+
+    status = 409
+    code = "username_taken"
+
+
+class Unavailable(Problem):
+    """The service cannot answer right now: try again."""
+
+    status = 503
+    code = "unavailable"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database did not answer in time: try again."""
+
+    code = "database_unavailable"
+
+
+class Overloaded(Unavailable):
+    """Too many sign-ins are under way: try again."""
+
+    code = "overloaded"

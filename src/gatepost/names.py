@@ -1,0 +1,54 @@
+"""What a username is: RFC 8265, so that one person has one name however it is typed."""
+
+import unicodedata
+
+from precis_i18n import get_profile
+
+MAX_LENGTH = 128
+
+_mapped = get_profile("UsernameCaseMapped")
+_preserved = get_profile("UsernameCasePreserved")
+
+
+class InvalidName(ValueError):
+    """The name cannot be a username; the message says why, without repeating it."""
+
+
+def canonical(name: str) -> str:
+    """The form in which names are compared: UsernameCaseMapped (RFC 8265 §3.3).
+
+    Idempotent, and one to a person: case, width and composition do not tell names apart. Raises InvalidName for
+    more than ``MAX_LENGTH`` characters and for what the profile does not allow (spaces, controls, …).
+    """
+    return _enforce(_mapped, name)
+
+
+def display(name: str) -> str:
+    """The form that is shown: UsernameCasePreserved (RFC 8265 §3.4). Raises InvalidName as `canonical` does."""
+    return _enforce(_preserved, name)
+
+
+def _enforce(profile: object, name: str) -> str:
+    if not name:
+        raise InvalidName("must not be empty")
+    if len(name) > MAX_LENGTH:
+        raise InvalidName(f"must have at most {MAX_LENGTH} characters")
+    # RFC 8264 §7: applying the rules may need repeating until nothing changes, and is given up after a few times.
+    for _ in range(4):
+        try:
+            enforced: str = profile.enforce(name)  # type: ignore[attr-defined]
+        except UnicodeEncodeError as error:
+            raise InvalidName(_why(error)) from None
+        if enforced == name:
+            return name
+        name = enforced
+    raise InvalidName("has no stable form")
+
+
+def _why(error: UnicodeEncodeError) -> str:
+    reason = error.reason.removeprefix("DISALLOWED/").replace("_", " ")
+    if error.start >= len(error.object):
+        return f"is not allowed ({reason})"
+    character = error.object[error.start]
+    name = unicodedata.name(character, f"U+{ord(character):04X}")
+    return f"must not contain {name} at position {error.start + 1} ({reason})"

@@ -1,0 +1,232 @@
+"""Connections to Postgres: how one is made, and how many there are.
+
+aiopg's own pool loses wake-ups when a holder is cancelled and connects under its lock, so that one connect that
+hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiopg
+import psycopg2
+import psycopg2.extensions
+
+from gatepost.config import DbConfig
+from gatepost.embedded import Server
+from gatepost.errors import DatabaseUnavailable
+
+# DESIGN's bounds, in seconds. The server gives up a little before we do: its error leaves the connection usable,
+# our own deadline has to throw it away.
+ANSWER_TIMEOUT = 2.0
+STATEMENT_TIMEOUT = 1.8
+ACQUIRE_TIMEOUT = 0.5
+CONNECT_TIMEOUT = 1.0
+# Idle connections are closed after this, so that a firewall that forgets them does not surprise us.
+MAX_IDLE = 300.0
+_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": int(STATEMENT_TIMEOUT * 1000),
+        "lock_timeout": int(STATEMENT_TIMEOUT * 1000),
+        "idle_in_transaction_session_timeout": 10_000,
+        # Cancelling a request does not cancel its query; the server notices that we hung up and stops by itself.
+        "client_connection_check_interval": 1000,
+        "TimeZone": "UTC",
+        # Every name in our SQL is qualified; a role's own schema must not come before it.
+        "search_path": "pg_catalog",
+    }.items()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dsn:
+    """How to reach a database. ``hosts``: names, addresses or socket folders, in the order to try them."""
+
+    hosts: Sequence[str]
+    port: int
+    user: str
+    password: str = field(repr=False)
+    database: str
+    sslmode: str = "prefer"
+    sslrootcert: str | None = None
+
+    @classmethod
+    def of(cls, db: DbConfig) -> "Dsn":
+        """The configured server. Only for a ``db`` section that names a host."""
+        assert db.host is not None
+        assert db.user is not None
+        assert db.database is not None
+        return cls(
+            hosts=[h.strip() for h in db.host.split(",") if h.strip()],
+            port=db.port,
+            user=db.user,
+            password=db.password.get_secret_value() if db.password else "",
+            database=db.database,
+            sslmode=db.sslmode,
+            sslrootcert=str(db.sslrootcert) if db.sslrootcert else None,
+        )
+
+    @classmethod
+    def of_embedded(cls, server: Server) -> "Dsn":
+        """The embedded server, once it runs."""
+        return cls([server.socket_dir], server.port, server.user, server.password, server.database)
+
+    def parameters(self, host: str) -> dict[str, Any]:
+        """libpq's keywords for one of the hosts."""
+        parameters: dict[str, Any] = {
+            "host": host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": self.database,
+            "application_name": "gatepost",
+            "sslmode": self.sslmode,
+        }
+        if self.sslrootcert:
+            parameters["sslrootcert"] = self.sslrootcert
+        if len(self.hosts) > 1:  # of several servers only the primary will do
+            parameters["target_session_attrs"] = "read-write"
+        return parameters
+
+
+async def _addresses(host: str, port: int) -> list[dict[str, str]]:
+    """Every address of a host: libpq would resolve it on the event loop, and try only what it likes."""
+    if host.startswith(("/", "@")):
+        return [{}]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [{"hostaddr": str(address[4][0])} for address in dict.fromkeys(found)]
+
+
+async def _connect(dsn: Dsn) -> aiopg.Connection:
+    """Connect to the first host and address that lets us in.
+
+    Raises DatabaseUnavailable after ``CONNECT_TIMEOUT`` for each address that does not answer.
+    """
+    failure: Exception | None = None
+    for host in dsn.hosts:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                addresses = await _addresses(host, dsn.port)
+        except (OSError, TimeoutError) as error:
+            failure = error
+            continue
+        for address in addresses:
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    return await aiopg.connect(
+                        **dsn.parameters(host),
+                        **address,
+                        options=_OPTIONS,
+                        keepalives_idle=10,
+                        tcp_user_timeout=int(ANSWER_TIMEOUT * 1000),
+                        timeout=ANSWER_TIMEOUT,
+                        enable_hstore=False,  # costs a query per connection
+                    )
+            except (psycopg2.OperationalError, TimeoutError) as error:
+                failure = error
+    raise DatabaseUnavailable(_reason(dsn, failure)) from failure
+
+
+def _reason(dsn: Dsn, failure: BaseException | None) -> str:
+    """For the operator's eyes at start; the password is in none of libpq's messages."""
+    text = " ".join(str(failure).split()) or f"no answer within {CONNECT_TIMEOUT:g} s"
+    return f"cannot connect to Postgres at {','.join(dsn.hosts)}:{dsn.port} as {dsn.user}: {text}"
+
+
+class Pool:
+    """At most ``size`` connections, handed out last in, first out.
+
+    A counting semaphore with a short deadline stands in front; connecting happens in the caller's own task and
+    holds nobody else up. It has the members of `aiopg.Pool` that `aiopg.sa.Engine` uses.
+    """
+
+    def __init__(self, dsn: Dsn, size: int) -> None:
+        self.minsize, self.maxsize, self.timeout = 0, size, ACQUIRE_TIMEOUT
+        self._dsn = dsn
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[aiopg.Connection] = []
+        self._used: set[aiopg.Connection] = set()
+        self.closed = False
+
+    @property
+    def size(self) -> int:
+        """Open connections."""
+        return len(self._idle) + len(self._used)
+
+    @property
+    def freesize(self) -> int:
+        """Open connections that nobody holds."""
+        return len(self._idle)
+
+    async def acquire(self) -> aiopg.Connection:
+        """A connection, new or used. Raises DatabaseUnavailable after ``ACQUIRE_TIMEOUT`` seconds."""
+        if self.closed:
+            raise DatabaseUnavailable("Gatepost is stopping")
+        if not self._slots.locked():
+            await self._slots.acquire()  # returns at once; a deadline would cost more than this
+        else:
+            await self._wait_for_slot()
+        try:
+            connection = self._take_idle() or await _connect(self._dsn)
+        except BaseException:
+            self._slots.release()
+            raise
+        self._used.add(connection)
+        return connection
+
+    async def _wait_for_slot(self) -> None:
+        try:
+            async with asyncio.timeout(ACQUIRE_TIMEOUT):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailable("all connections to the database are in use") from None
+
+    def _take_idle(self) -> aiopg.Connection | None:
+        stale = asyncio.get_running_loop().time() - MAX_IDLE
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed and connection.last_usage > stale:
+                return connection
+            connection.close()
+        return None
+
+    def release(self, connection: aiopg.Connection) -> "asyncio.Future[None]":
+        """Take a connection back; one that is in the middle of something is closed instead."""
+        self.give_back(connection)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def give_back(self, connection: aiopg.Connection) -> None:
+        """`release` for those who have nothing to await."""
+        self._used.discard(connection)
+        self._slots.release()
+        if connection.closed:
+            return
+        idle = connection.raw.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_IDLE
+        if self.closed or not idle:
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    def drop_idle(self) -> None:
+        """One connection was found dead: its idle siblings most likely are too."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def close(self) -> None:
+        """Hand out no more connections."""
+        self.closed = True
+        self.drop_idle()
+
+    def terminate(self) -> None:
+        """Close those in use as well."""
+        self.close()
+        for connection in list(self._used):
+            connection.close()
+
+    async def wait_closed(self) -> None:
+        """Nothing to wait for: `release` closes what is still out."""

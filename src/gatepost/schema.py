@@ -1,0 +1,138 @@
+"""The schema's version: migrating it, and refusing to serve on another.
+
+`gatepost migrate` and `alembic upgrade head` both end in `run_migrations`. Alembic is imported by those who migrate
+only: it is 10 MB that a serving process does without.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import sqlalchemy as sa
+
+from gatepost.config import Config
+from gatepost.db import Dsn, reach
+from gatepost.tables import SCHEMA, metadata
+
+# Waiting longer for a table than this would queue everybody else behind the migration: fail, try again later.
+LOCK_TIMEOUT = "3s"
+# Two nodes started with --migrate: the second waits here, then finds nothing left to do.
+_ADVISORY_LOCK = 0x67617465_706F7374 & 0x7FFFFFFFFFFFFFFF  # "gatepost"
+
+
+class SchemaError(Exception):
+    """The database's schema is not the one this code needs; the message says which and what to do."""
+
+
+def migrations_folder() -> Path:
+    """Where the migrations lie: inside the installed package, or beside `src` in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent.parent / "migrations"
+
+
+def newest() -> str:
+    """The revision this code is written for. They are numbered 0001, 0002, … and form one line."""
+    return max(path.name[:4] for path in (migrations_folder() / "versions").glob("[0-9]*_*.py"))
+
+
+def check(dsn: Dsn) -> None:
+    """Raise SchemaError unless the database is migrated to exactly this code's revision."""
+    found = _current(dsn)
+    if found is None:
+        raise SchemaError(f"the database {dsn.database} is not migrated: run `gatepost migrate`")
+    if found > newest():
+        raise SchemaError(
+            f"the schema in {dsn.database} is at revision {found}, newer than this Gatepost ({newest()}): "
+            "install the newer release"
+        )
+    if found < newest():
+        raise SchemaError(
+            f"the schema in {dsn.database} is at revision {found}, this Gatepost needs {newest()}: "
+            "run `gatepost migrate`"
+        )
+
+
+def _current(dsn: Dsn) -> str | None:
+    with _connect(dsn) as connection:
+        table = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.alembic_version"})
+        if table.scalar() is None:
+            return None
+        revision: str | None = connection.execute(
+            sa.text(f"SELECT version_num FROM {SCHEMA}.alembic_version")  # noqa: S608 (a constant)
+        ).scalar()
+        return revision
+
+
+def migrate(dsn: Dsn, revision: str = "head") -> None:
+    """Bring the schema to a revision, by default the newest. Raises SchemaError."""
+    from alembic import command, util  # noqa: PLC0415 (see the module's docstring)
+    from alembic.config import Config as AlembicConfig  # noqa: PLC0415
+
+    found = _current(dsn)
+    if found is not None and found > newest():
+        check(dsn)
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with _connect(dsn) as connection:
+        config.attributes["connection"] = connection
+        try:
+            if revision == "head" or found is None or revision > found:
+                command.upgrade(config, revision)
+            else:
+                command.downgrade(config, revision)
+        except (util.CommandError, sa.exc.DBAPIError) as error:
+            reason = getattr(error, "orig", None) or error
+            raise SchemaError(f"the migration failed: {' '.join(str(reason).split())}") from error
+
+
+def run_migrations(context: Any) -> None:
+    """What ``migrations/env.py`` does, for `migrate` (which brings a connection) and for the `alembic` command.
+
+    ``context``: `alembic.context`, or its EnvironmentContext.
+    """
+    settings: dict[str, Any] = {
+        "target_metadata": metadata,
+        "version_table_schema": SCHEMA,
+        "include_schemas": True,
+        "include_name": lambda name, kind, _parents: kind != "schema" or name == SCHEMA,
+        "transaction_per_migration": True,
+        "compare_server_default": True,
+    }
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", literal_binds=True, **settings)
+        with context.begin_transaction():
+            context.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+            context.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+            context.run_migrations()
+        return
+    given: sa.Connection | None = context.config.attributes.get("connection")
+    if given is not None:
+        _run_on(given, context, settings)
+        return
+    with reach(Config.load().db) as dsn, _connect(dsn) as connection:
+        _run_on(connection, context, settings)
+
+
+def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -> None:
+    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+    connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    connection.commit()
+    context.configure(connection=connection, **settings)
+    with context.begin_transaction():
+        context.run_migrations()
+    connection.commit()
+
+
+def _connect(dsn: Dsn) -> sa.Connection:
+    """A connection of its own; its session, and the advisory lock with it, ends when it is closed."""
+    engine = sa.create_engine(
+        "postgresql+psycopg2://",
+        poolclass=sa.NullPool,
+        creator=lambda: psycopg2.connect(
+            connect_timeout=5, options="-c search_path=pg_catalog", **dsn.parameters(",".join(dsn.hosts))
+        ),
+    )
+    return engine.connect()

@@ -1,0 +1,143 @@
+"""The server: an app, its engine, and the features mounted on it. The only module that knows them all."""
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from aiohttp import web
+
+from gatepost import schema
+from gatepost.accounts import handlers as accounts
+from gatepost.config import Config
+from gatepost.credentials import Credentials
+from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
+from gatepost.embedded import EmbeddedPostgres
+from gatepost.ops import handlers as ops
+from gatepost.sessions import handlers as sessions
+from gatepost.sessions.guard import LOOKUP
+from gatepost.sessions.lookup import Lookup
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, MAX_BODY, cors, problems, set_common_headers
+
+ROUTES = [*sessions.routes, *accounts.routes, *ops.routes]
+
+
+class StartError(Exception):
+    """The server cannot start; the message is one line that says why and what to do."""
+
+
+class WebServer:
+    """Gatepost over HTTP: ``app`` serves, ``initializer`` connects it to its database.
+
+    Nothing here is global, so several can run in one process. ``migrate``: bring the schema up to date first (an
+    embedded database always is).
+    """
+
+    # For aiohttp's AppRunner. Bodies are never decompressed: an encoded one is refused unread.
+    runner_options: ClassVar[dict[str, Any]] = {"access_log": None, "auto_decompress": False}
+
+    def __init__(self, config: Config, *, migrate: bool = False) -> None:
+        self.config = config
+        self.app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
+        self.app[CONFIG] = config
+        self.app.add_routes(ROUTES)
+        self.app.on_response_prepare.append(set_common_headers)
+        if config.webserver.cors_origins:
+            self.app.on_response_prepare.append(cors(config.webserver.cors_origins))
+        self.app.on_cleanup.append(self._close)
+        self.dsn: Dsn | None = None
+        self._migrate = migrate or config.db.embedded
+        self._resources = contextlib.AsyncExitStack()
+
+    async def initializer(self) -> web.Application:
+        """Open everything that serving needs; on failure nothing stays open.
+
+        Raises schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper or errors.DatabaseUnavailable.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            await self._resources.aclose()
+            raise
+        return self.app
+
+    async def _open(self) -> None:
+        dsn = self.dsn = await self._start_postgres()
+        await asyncio.to_thread(schema.migrate if self._migrate else schema.check, dsn)
+        size = self.config.db.pool_size
+        database = await self._open_database(dsn, size - LOOKUP_CONNECTIONS)
+        lookups = await self._open_database(dsn, LOOKUP_CONNECTIONS)
+        credentials = await Credentials.open(self.config.passwords, database)
+        self._resources.callback(credentials.close)
+        self.app[DATABASE] = database
+        self.app[CREDENTIALS] = credentials
+        self.app[LOOKUP] = Lookup(lookups)
+
+    async def _start_postgres(self) -> Dsn:
+        db = self.config.db
+        if not db.embedded:
+            return Dsn.of(db)
+        postgres = EmbeddedPostgres(db.data_dir, binaries=db.binaries, run_as=db.run_as)
+        self._resources.push_async_callback(asyncio.to_thread, postgres.stop)
+        return Dsn.of_embedded(await asyncio.to_thread(postgres.start))
+
+    async def _open_database(self, dsn: Dsn, size: int) -> Database:
+        database = await Database.open(dsn, size)
+        self._resources.push_async_callback(database.close)
+        return database
+
+    async def _close(self, _app: web.Application) -> None:
+        await self._resources.aclose()
+
+    def run(self, announce: Callable[[str], None] = print) -> None:
+        """Serve until SIGINT or SIGTERM. ``announce`` is given a few lines about it once requests are accepted.
+
+        Raises what `initializer` raises, and StartError when the address cannot be had.
+        """
+        webserver = self.config.webserver
+        try:
+            web.run_app(
+                self.initializer(),
+                host=webserver.host,
+                port=webserver.port,
+                shutdown_timeout=webserver.shutdown_timeout,
+                print=lambda *_: announce(self.welcome()),
+                **self.runner_options,
+            )
+        except OSError as error:
+            where = f"{webserver.host}:{webserver.port}"
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(f"{where} is in use: set webserver.port to a free one") from None
+            raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
+
+    def welcome(self) -> str:
+        """Where it listens, where the data lies, and how to try it."""
+        assert self.dsn is not None
+        webserver, db = self.config.webserver, self.config.db
+        host = "127.0.0.1" if webserver.host in {"0.0.0.0", "::"} else webserver.host  # noqa: S104 (compared only)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{webserver.port}"
+        data = (
+            f"embedded Postgres in {db.data_dir.resolve()}"
+            if db.embedded
+            else f"{self.dsn.database} on {','.join(self.dsn.hosts)}:{self.dsn.port}"
+        )
+        credentials = """'{"username": "ada", "password": "correct horse battery"}'"""
+        lines = [f"Gatepost listens on {url}", f"Data: {data}", ""]
+        if self.config.accounts.registration == "open":
+            lines += [
+                f"Register:  curl -H 'Content-Type: application/json' -d {credentials} {url}/account",
+            ]
+        else:
+            lines += ["Add a user: gatepost user add ada"]
+        lines += [
+            f"Log in:    curl -d {credentials} {url}/user",
+            f"Who am I:  curl -H 'Authorization: SESSION_ID' {url}/user",
+            f"Log out:   curl -X DELETE -H 'Authorization: SESSION_ID' {url}/user",
+        ]
+        return "\n".join(lines)
+
+
+async def create_app() -> web.Application:
+    """The app as configured, for those who run it themselves: `make dev`, gunicorn, a test."""
+    return await WebServer(Config.load()).initializer()

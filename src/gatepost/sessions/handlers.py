@@ -1,0 +1,99 @@
+"""`/user`: the contract that frontends rely on."""
+
+import contextlib
+import uuid
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from gatepost.errors import InvalidCredentials, Problem, Unauthorized, Unavailable
+from gatepost.names import InvalidName, canonical
+from gatepost.sessions import queries
+from gatepost.sessions.guard import guarded
+from gatepost.sessions.session import Session, hash_token, timestamp
+from gatepost.web import (
+    CONFIG,
+    CREDENTIALS,
+    DATABASE,
+    bearer_token,
+    client_ip,
+    json_response,
+    read_body,
+    user_agent,
+)
+
+
+class Login(BaseModel):
+    """What a login sends. Other keys are passed over: clients of the contract may send them."""
+
+    model_config = ConfigDict(strict=True)
+
+    username: str
+    password: str = Field(repr=False)
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """Open a session."""
+    login = await read_body(request, Login, any_content_type=True)
+    try:
+        name = canonical(login.username)
+    except InvalidName:
+        name = None  # nobody's; treated as any unknown name from here on
+    for _ in range(2):
+        try:
+            token, opened = await _attempt(request, login, name)
+        except queries.SettingChanged:
+            continue
+        if opened is None:
+            raise InvalidCredentials
+        return json_response(
+            {"session_id": token, "expires_at": timestamp(opened.expires_at), "user": opened.user.public()}
+        )
+    raise Unavailable("The password was being changed: try again.")
+
+
+async def _attempt(request: web.Request, login: Login, name: str | None) -> tuple[str, queries.Opened | None]:
+    """The two statements with the hash between them, no connection held meanwhile."""
+    database, credentials, limits = (
+        request.app[DATABASE],
+        request.app[CREDENTIALS],
+        request.app[CONFIG].sessions,
+    )
+    stored = await database.read(queries.find_setting, name)
+    setting = stored or credentials.dummy(name or login.username)
+    digest = await credentials.digest(setting, login.password)
+    token = str(uuid.uuid4())
+    attempt = queries.Attempt(name, setting, digest, hash_token(token), client_ip(request), user_agent(request))
+    opened = await database.write(
+        queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
+    )
+    if opened and credentials.is_weaker(setting):
+        # The session is open: that the better hash can wait for the next login must not undo it.
+        with contextlib.suppress(Problem):
+            stronger = await credentials.create(login.password)
+            await database.write(queries.rehash, opened.user.id, digest, stronger)
+    return token, opened
+
+
+@guarded
+async def who_am_i(_request: web.Request, session: Session) -> web.Response:
+    """Whose session this is, and until when."""
+    return web.Response(text=session.document, content_type="application/json")
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """End the session, everywhere and at once."""
+    token_hash = hash_token(bearer_token(request))
+    ended = await request.app[DATABASE].write(
+        queries.end_session, token_hash, ip=client_ip(request), user_agent=user_agent(request)
+    )
+    if not ended:
+        raise Unauthorized
+    return json_response({"status": "success"})
+
+
+routes = [
+    web.post("/user", log_in),
+    web.get("/user", who_am_i),
+    web.delete("/user", log_out),
+]

@@ -1,0 +1,72 @@
+"""Session checks, gathered: those that arrive while a query is under way go together in the next one.
+
+Nothing waits for a timer and nothing is kept. A query begins after every check in it has arrived, so a revocation
+that was acknowledged before a check was sent is seen by it, on every node.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from gatepost.db import LOOKUP_CONNECTIONS, Database
+from gatepost.sessions import queries
+from gatepost.sessions.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# Enough for any burst that two connections can turn over; keeps one statement's text below 100 KB.
+MAX_BATCH = 1000
+
+_Waiting = defaultdict[bytes, list["asyncio.Future[Session | None]"]]
+
+
+class Lookup:
+    """Finds live sessions by token hash over ``database``, whose connections nothing else uses."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: _Waiting = defaultdict(list)
+        self._workers: set[asyncio.Task[None]] = set()
+
+    async def find(self, token_hash: bytes) -> Session | None:
+        """The live session with this token hash, or None. Raises DatabaseUnavailable."""
+        answer: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
+        self._waiting[token_hash].append(answer)
+        if len(self._workers) < LOOKUP_CONNECTIONS:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        return await answer
+
+    async def _work(self) -> None:
+        while self._waiting:
+            batch = self._next_batch()
+            try:
+                found = await self._database.read(queries.live_sessions, list(batch))
+            except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
+                for answer in _still_awaited(batch.values()):
+                    answer.set_exception(error)
+            except asyncio.CancelledError:
+                for answer in _still_awaited(batch.values()):
+                    answer.cancel()
+                raise
+            else:
+                for token_hash, answers in batch.items():
+                    session = found.get(token_hash)
+                    for answer in _still_awaited([answers]):
+                        answer.set_result(session)
+
+    def _next_batch(self) -> _Waiting:
+        waiting, self._waiting = self._waiting, defaultdict(list)
+        while len(waiting) > MAX_BATCH:
+            token_hash, answers = waiting.popitem()
+            self._waiting[token_hash] = answers
+        return waiting
+
+
+def _still_awaited(
+    answers: "Iterable[list[asyncio.Future[Session | None]]]",
+) -> "list[asyncio.Future[Session | None]]":
+    """All but those whose own request was cancelled."""
+    return [answer for group in answers for answer in group if not answer.done()]

@@ -1,0 +1,182 @@
+"""Sessions in SQL: one function, one statement, one round trip."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from gatepost.credentials import Setting, Stored
+from gatepost.db import Connection, Statement
+from gatepost.sessions.session import Session, User
+from gatepost.tables import passwords, users
+
+# Postgres writes the JSON: from its columns, Python would spend as long on the answer as aiohttp on the request
+# (measured: 21 us of 100 a check; 3 us in Postgres).
+_LIVE_SESSIONS = Statement("""
+    SELECT s.token_hash, s.handle::text, u.id::text, u.roles, json_build_object(
+        'user', json_build_object(
+            'id', u.id, 'username', u.username, 'roles', u.roles, 'profile', u.profile),
+        'session', json_build_object(
+            'handle', s.handle, 'created_at', s.created_at, 'last_seen_at', s.last_seen_at,
+            'expires_at', s.expires_at, 'ip', host(s.ip), 'user_agent', s.user_agent))::text
+    FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
+    WHERE s.token_hash = ANY (CAST(:hashes AS bytea[]))
+        AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
+""")
+
+
+async def live_sessions(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, Session]:
+    """Those of the sessions with these token hashes that are valid now."""
+    # One literal instead of one quoted value per hash: half the driver's time for a large batch.
+    literal = "{" + ",".join([f'"\\\\x{token_hash.hex()}"' for token_hash in hashes]) + "}"
+    rows = await _LIVE_SESSIONS.all(connection, hashes=literal)
+    return {bytes(row[0]): Session(*row[1:]) for row in rows}
+
+
+_FIND_SETTING = Statement(
+    sa.select(passwords.c.setting, passwords.c.pepper)
+    .join(users, users.c.id == passwords.c.user_id)
+    .where(users.c.canonical == sa.bindparam("canonical"))
+)
+
+
+async def find_setting(connection: Connection, canonical: str | None) -> Setting | None:
+    """How the password of this name was hashed; None for an unknown name, and for None, which nobody has."""
+    row = await _FIND_SETTING.first(connection, canonical=canonical)
+    return Setting(*row) if row else None
+
+
+class Attempt(NamedTuple):
+    """A login to be decided: ``digest`` is what the given password has under ``setting``."""
+
+    canonical: str | None
+    setting: Setting
+    digest: bytes
+    token_hash: bytes
+    ip: str | None
+    user_agent: str | None
+
+
+class Opened(NamedTuple):
+    """A login that was won."""
+
+    user: User
+    expires_at: datetime
+
+
+class SettingChanged(Exception):
+    """The password was hashed anew since its setting was read; nothing has been decided or recorded."""
+
+
+# The first statement makes logins of one user wait for each other, the second then sees all that came before: so
+# the cap on sessions is exact. Both travel together and are one transaction. Every outcome does the same work.
+_OPEN_SESSION = Statement("""
+    SELECT FROM gatepost.users WHERE canonical = :canonical FOR NO KEY UPDATE;
+
+    WITH account AS (
+        SELECT u.id, u.username, u.roles, u.profile, u.epoch,
+            p.setting = :setting AND p.pepper IS NOT DISTINCT FROM :pepper AS unchanged,
+            CASE WHEN p.digest IS DISTINCT FROM :digest THEN 'wrong_password'
+                 WHEN u.disabled_at IS NOT NULL THEN 'disabled' END AS refused
+        FROM gatepost.users u JOIN gatepost.passwords p ON p.user_id = u.id
+        WHERE u.canonical = :canonical
+    ), opened AS (
+        INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
+        SELECT :token_hash, id, epoch, clock_timestamp() + make_interval(secs => :lifetime),
+            CAST(:ip AS inet), :user_agent
+        FROM account WHERE unchanged AND refused IS NULL
+        RETURNING user_id, handle, expires_at
+    ), superseded AS (
+        DELETE FROM gatepost.sessions WHERE token_hash IN (
+            SELECT s.token_hash FROM gatepost.sessions s JOIN account a ON a.id = s.user_id, opened
+            ORDER BY s.epoch = a.epoch AND s.expires_at > clock_timestamp() DESC, s.created_at DESC
+            OFFSET :others)
+        RETURNING user_id, handle
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
+        SELECT CASE WHEN o.handle IS NULL THEN 'authn_login_fail' ELSE 'authn_login_success' END,
+            a.id, o.handle, CAST(:ip AS inet), :user_agent,
+            CASE WHEN o.handle IS NULL
+                 THEN jsonb_build_object('reason', coalesce(a.refused, 'unknown_user')) ELSE '{}' END
+        FROM (VALUES (1)) AS always LEFT JOIN account a ON true LEFT JOIN opened o ON true
+        WHERE a.unchanged IS NOT FALSE
+        UNION ALL
+        SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent, '{"reason": "session_limit"}'
+        FROM superseded
+    )
+    SELECT a.unchanged, o.expires_at, a.id, a.username, a.roles, a.profile
+    FROM (VALUES (1)) AS always LEFT JOIN account a ON true LEFT JOIN opened o ON true
+""")
+
+
+async def open_session(
+    connection: Connection, attempt: Attempt, *, lifetime: int, max_per_user: int
+) -> Opened | None:
+    """Decide a login: compare the digest, open the session, end those over the cap, record the event.
+
+    ``lifetime`` in seconds. None when the login is lost, whatever the reason. Raises SettingChanged.
+    """
+    row = await _OPEN_SESSION.first(
+        connection,
+        canonical=attempt.canonical,
+        setting=attempt.setting.phc,
+        pepper=attempt.setting.pepper,
+        digest=attempt.digest,
+        token_hash=attempt.token_hash,
+        ip=attempt.ip,
+        user_agent=attempt.user_agent,
+        lifetime=lifetime,
+        others=max_per_user - 1,
+    )
+    assert row is not None
+    unchanged, expires_at, *user = row
+    if unchanged is False:
+        raise SettingChanged
+    return Opened(User(*user), expires_at) if expires_at else None
+
+
+_REHASH = Statement(
+    sa.update(passwords)
+    .where(passwords.c.user_id == sa.bindparam("id"), passwords.c.digest == sa.bindparam("old"))
+    .values(
+        setting=sa.bindparam("new_setting"),
+        digest=sa.bindparam("new_digest"),
+        norm=sa.bindparam("new_norm"),
+        pepper=sa.bindparam("new_pepper"),
+    )
+)
+
+
+async def rehash(connection: Connection, user_id: UUID, old: bytes, new: Stored) -> None:
+    """Keep the same password under a stronger setting, unless it was changed meanwhile."""
+    await _REHASH.all(
+        connection,
+        id=user_id,
+        old=old,
+        new_setting=new.setting.phc,
+        new_digest=new.digest,
+        new_norm=new.norm,
+        new_pepper=new.setting.pepper,
+    )
+
+
+_END_SESSION = Statement("""
+    WITH ended AS (
+        DELETE FROM gatepost.sessions s USING gatepost.users u
+        WHERE s.token_hash = :token_hash AND u.id = s.user_id AND u.epoch = s.epoch
+            AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
+        RETURNING s.user_id, s.handle
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
+        SELECT 'authn_logout', user_id, handle, CAST(:ip AS inet), :user_agent FROM ended
+    )
+    SELECT handle FROM ended
+""")
+
+
+async def end_session(connection: Connection, token_hash: bytes, *, ip: str | None, user_agent: str | None) -> bool:
+    """End the live session with this token hash; False when there is none."""
+    row = await _END_SESSION.first(connection, token_hash=token_hash, ip=ip, user_agent=user_agent)
+    return row is not None

@@ -1,0 +1,92 @@
+"""Strict JSON: what two parsers could read in two ways is refused, and so is what Postgres cannot keep."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gatepost.errors import BadRequest
+
+MAX_DEPTH = 16
+MAX_NUMBER = 100  # characters: more than any number here can mean, far less than int() and jsonb would take on
+
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def decode(body: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises BadRequest with the code ``body_not_utf8``, ``body_not_json``, ``body_too_deep``, ``duplicate_key``,
+    ``number_not_finite``, ``number_too_long``, ``nul_character`` or ``lone_surrogate``.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.", code="body_not_utf8") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise BadRequest(f"The body is nested more than {MAX_DEPTH} deep.", code="body_too_deep")
+    try:
+        value = _decoder.decode(text)
+    except json.JSONDecodeError as error:
+        raise BadRequest(
+            f"The body is not JSON: {error.msg} at character {error.pos}.", code="body_not_json"
+        ) from None
+    if "\\u" in text:  # raw, neither could have come through the decoders
+        _refuse_bad_characters(value)
+    return value
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for character in _STRINGS.sub("", text):
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise BadRequest("A key occurs twice in one object.", code="duplicate_key")
+    return value
+
+
+def _number(text: str, kind: Callable[[str], float]) -> float:
+    if len(text) > MAX_NUMBER:
+        raise BadRequest(f"A number has more than {MAX_NUMBER} characters.", code="number_too_long")
+    value = kind(text)
+    if not math.isfinite(value):
+        _not_finite(text)
+    return value
+
+
+def _not_finite(_text: str) -> NoReturn:
+    raise BadRequest("A number is not finite.", code="number_not_finite")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=lambda text: _number(text, int),
+    parse_float=lambda text: _number(text, float),
+    parse_constant=_not_finite,
+)
+
+
+def _refuse_bad_characters(value: Any) -> None:
+    """Postgres takes neither; refused here, alike for names, passwords and keys."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise BadRequest("A string contains U+0000.", code="nul_character")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise BadRequest("A string contains a lone surrogate.", code="lone_surrogate")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_bad_characters(key)
+            _refuse_bad_characters(item)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_bad_characters(item)

@@ -1,0 +1,132 @@
+"""The whole schema on one page. Alembic compares it with the database; queries import their tables from here."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, INET, JSONB, TIMESTAMP, UUID
+
+__all__ = ["SCHEMA", "deployment_keys", "events", "metadata", "passwords", "sessions", "users"]
+
+SCHEMA = "gatepost"
+
+metadata = sa.MetaData(
+    schema=SCHEMA,
+    # Named by rule, so that an error names the constraint and a migration can drop it.
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    },
+)
+
+
+def _now(name: str) -> sa.Column[datetime]:
+    # clock_timestamp(): now() stands still within a transaction, and expiry is judged against the clock.
+    return sa.Column(name, TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()"))
+
+
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column(
+        "id",
+        UUID(as_uuid=True),
+        primary_key=True,
+        server_default=sa.text("gen_random_uuid()"),
+        nullable=False,
+    ),
+    # As the user writes it, and as it is compared (RFC 8265 UsernameCaseMapped). "C": byte for byte, so that
+    # uniqueness does not change with the C library's collations.
+    sa.Column("username", sa.Text, nullable=False),
+    sa.Column("canonical", sa.Text(collation="C"), nullable=False, unique=True),
+    sa.Column("roles", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'::text[]")),
+    sa.Column("profile", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
+    # A session is valid only while its epoch is the user's; whatever must end all sessions adds one.
+    sa.Column("epoch", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+    _now("created_at"),
+    sa.Column("disabled_at", TIMESTAMP(timezone=True)),
+    sa.CheckConstraint("octet_length(username) BETWEEN 1 AND 1024", name="username_length"),
+    sa.CheckConstraint("octet_length(canonical) BETWEEN 1 AND 1024", name="canonical_length"),
+    sa.CheckConstraint("jsonb_typeof(profile) = 'object'", name="profile_object"),
+    sa.CheckConstraint("octet_length(profile::text) <= 8192", name="profile_size"),
+    sa.CheckConstraint("epoch > 0", name="epoch_positive"),
+)
+
+# A table of its own: a listing of users cannot leak a digest, and its grants can differ.
+passwords = sa.Table(
+    "passwords",
+    metadata,
+    sa.Column(
+        "user_id",
+        UUID(as_uuid=True),
+        sa.ForeignKey(users.c.id, ondelete="CASCADE"),
+        primary_key=True,
+        nullable=False,
+    ),
+    # How the digest was made ($argon2id$v=19$m=…,t=…,p=…$salt), and the digest, apart: a login reads only the
+    # setting, and SQL compares the digest.
+    sa.Column("setting", sa.Text, nullable=False),
+    sa.Column("digest", BYTEA, nullable=False),
+    # How the password was prepared before it was hashed; 'opaque' is RFC 8265 OpaqueString.
+    sa.Column("norm", sa.Text, nullable=False),
+    # Id of the pepper over the digest, NULL for none.
+    sa.Column("pepper", sa.Text),
+    _now("changed_at"),
+    sa.CheckConstraint("octet_length(digest) = 32", name="digest_length"),
+    sa.CheckConstraint("norm IN ('opaque')", name="norm_known"),
+    sa.CheckConstraint("setting ~ '^[$]argon2id[$]' AND octet_length(setting) <= 256", name="setting_known"),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    # SHA-256 of the token; the token itself is known to its holder only.
+    sa.Column("token_hash", BYTEA, primary_key=True, nullable=False),
+    # How a session is spoken of: shown in lists and events, worth nothing to a thief.
+    sa.Column("handle", UUID(as_uuid=True), nullable=False, unique=True, server_default=sa.text("gen_random_uuid()")),
+    sa.Column("user_id", UUID(as_uuid=True), sa.ForeignKey(users.c.id, ondelete="CASCADE"), nullable=False),
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    _now("created_at"),
+    _now("last_seen_at"),
+    sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
+    sa.Column("ip", INET),
+    sa.Column("user_agent", sa.Text),
+    sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+    sa.CheckConstraint("expires_at > created_at", name="expires_later"),
+    sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
+    # The cap on sessions asks for a user's newest; so does the foreign key's cascade.
+    sa.Index(None, "user_id", "created_at"),
+)
+
+# What happened. user_id is no foreign key: an event outlives the account it speaks of.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True, nullable=False),
+    _now("at"),
+    # OWASP's logging vocabulary: authn_login_success, authn_login_fail, …
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("user_id", UUID(as_uuid=True)),
+    # Who did it, where that was not the user: NULL is the user or a stranger.
+    sa.Column("actor_id", UUID(as_uuid=True)),
+    sa.Column("session_handle", UUID(as_uuid=True)),
+    sa.Column("ip", INET),
+    sa.Column("user_agent", sa.Text),
+    sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
+    sa.CheckConstraint("kind ~ '^[a-z]+(_[a-z]+)*$'", name="kind_form"),
+    sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
+    sa.Index(None, "user_id", "at"),
+    sa.Index(None, "at"),
+)
+
+# Secrets that all nodes of one deployment share and nobody else knows.
+deployment_keys = sa.Table(
+    "deployment_keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True, nullable=False),
+    sa.Column("key", BYTEA, nullable=False),
+    _now("created_at"),
+    sa.CheckConstraint("octet_length(key) = 32", name="key_length"),
+)

@@ -1,0 +1,203 @@
+"""HTTP, the part that every feature shares: reading a body and a token, and where errors end."""
+
+import json
+import logging
+import re
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ValidationError
+
+from gatepost import strictjson
+from gatepost.config import Config
+from gatepost.credentials import Credentials
+from gatepost.db import Database
+from gatepost.errors import BadRequest, FieldError, InvalidBody, Problem, Unauthorized, UnsupportedMediaType
+
+CONFIG = web.AppKey("config", Config)
+DATABASE = web.AppKey("database", Database)
+CREDENTIALS = web.AppKey("credentials", Credentials)
+
+MAX_BODY = 8192
+
+log = logging.getLogger("gatepost")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Model = TypeVar("Model", bound=BaseModel)
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """A JSON answer, UTF-8."""
+    return web.Response(body=_encode(body).encode(), status=status, headers=headers, content_type="application/json")
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def _render(problem: Problem) -> web.Response:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "code": problem.code,
+        "detail": problem.detail,
+    }
+    if problem.fields:
+        body["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in problem.fields]
+    return web.Response(
+        body=_encode(body).encode(),
+        status=problem.status,
+        headers=problem.headers,
+        content_type="application/problem+json",
+    )
+
+
+# ------------------------------------------------------------------------------------------- middleware
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Where every error ends: one shape, one place."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        if problem.status >= 500:
+            log.warning("%s %s: %s", request.method, request.rel_url.raw_path, problem.code)
+        return _render(problem)
+    except web.HTTPMethodNotAllowed as error:
+        return _method_not_allowed(request, error)
+    except web.HTTPException as error:
+        return _render(_problem(error.status, error.reason))
+    except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
+        # Without the exception's own text: a driver's message may quote what was sent.
+        where = "".join(traceback.format_tb(error.__traceback__)[-4:])
+        log.error("%s %s: %s\n%s", request.method, request.rel_url.raw_path, type(error).__name__, where)  # noqa: TRY400
+        return _render(Problem("Something went wrong on our side."))
+
+
+def _method_not_allowed(request: web.Request, error: web.HTTPMethodNotAllowed) -> web.Response:
+    allow = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+    if request.method == hdrs.METH_OPTIONS:
+        return web.Response(status=204, headers={hdrs.ALLOW: allow})
+    return _render(_problem(405, f"This resource answers to {allow}.", {hdrs.ALLOW: allow}))
+
+
+def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Problem:
+    """One that aiohttp found, in our own shape."""
+    problem = Problem(detail, code=HTTPStatus(status).phrase.lower().replace(" ", "_"))
+    problem.status = status
+    problem.headers = headers or {}
+    return problem
+
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+async def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """On every answer (a signal, so that it reaches the ones aiohttp makes too)."""
+    given = request.headers.get("X-Request-ID", "")
+    headers = response.headers
+    headers["X-Request-ID"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    headers["Cache-Control"] = "no-store"
+    headers["Server"] = "gatepost"
+    headers["X-Content-Type-Options"] = "nosniff"
+
+
+def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    """A signal that lets pages of these origins read our answers (the Fetch standard's CORS protocol).
+
+    The preflight is the OPTIONS answer that every resource gives anyway. No credentials mode: the token travels
+    in a header that the page sets itself.
+    """
+    allowed = frozenset(origin.lower() for origin in origins)
+
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.add(hdrs.VARY, hdrs.ORIGIN)
+        origin = request.headers.get(hdrs.ORIGIN, "")
+        if origin.lower() not in allowed:
+            return
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "Retry-After, X-Request-ID"
+        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = response.headers.get(hdrs.ALLOW, "")
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = "Authorization, Content-Type, X-Request-ID"
+            response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
+
+    return add_headers
+
+
+# ------------------------------------------------------------------------------------------------- body
+
+
+async def read_body(request: web.Request, model: type[Model], *, any_content_type: bool = False) -> Model:
+    """The request's JSON object as ``model``.
+
+    Raises UnsupportedMediaType (415), BadRequest (400, with a code that says which rule of the decoder),
+    InvalidBody (422, naming each field), and aiohttp's 413 for more than ``MAX_BODY`` bytes.
+    """
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise UnsupportedMediaType
+    if not any_content_type and request.content_type != "application/json":
+        raise UnsupportedMediaType
+    value = strictjson.decode(await request.read())
+    if not isinstance(value, dict):
+        raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fields = error.errors(include_input=False, include_url=False, include_context=False)
+        raise InvalidBody([_field_error(e) for e in fields]) from None
+
+
+_CODES = {"missing": "required", "string_type": "not_a_string", "extra_forbidden": "unknown_field"}
+_MESSAGES = {
+    "required": "is required",
+    "not_a_string": "must be a string",
+    "unknown_field": "is not known here",
+}
+
+
+def _field_error(error: Any) -> FieldError:
+    code = _CODES.get(error["type"], error["type"])
+    return FieldError(".".join(map(str, error["loc"])), code, _MESSAGES.get(code, error["msg"]))
+
+
+# ----------------------------------------------------------------------------------- who is asking, whence
+
+# The canonical form only: uuid.UUID() would also take braces, urn:, capitals and full-width digits, so that one
+# session had many names.
+_TOKEN = re.compile(
+    r"(?:[Bb][Ee][Aa][Rr][Ee][Rr] +)?([0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12})"
+)
+
+
+def bearer_token(request: web.Request) -> str:
+    """The session token of a request, raw or after ``Bearer`` (RFC 6750; the scheme in any case).
+
+    Raises Unauthorized for none or one that is no token, BadRequest for two headers.
+    """
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if len(values) > 1:
+        raise BadRequest("There are two Authorization headers.", code="two_authorizations")
+    match = _TOKEN.fullmatch(values[0]) if values else None
+    if not match:
+        raise Unauthorized
+    return match[1]
+
+
+def client_ip(request: web.Request) -> str | None:
+    """The peer's address, or None on a Unix socket."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return str(peer[0]).split("%")[0] if isinstance(peer, tuple) else None
+
+
+def user_agent(request: web.Request) -> str | None:
+    """The client's own words about itself, cut to 256 characters that Postgres takes."""
+    text = request.headers.get(hdrs.USER_AGENT)
+    return text[:256].encode("utf-8", "replace").decode().replace("\0", "") if text else None

@@ -1,0 +1,286 @@
+"""The real app on a free port, on a real Postgres, with a database of its own for each test.
+
+Which Postgres: `GATEPOST_TEST_POSTGRES` says `docker`, `embedded` or a URL of a server where databases may be
+created; without it, a container where Docker answers and the embedded one elsewhere.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiopg
+import psycopg2
+import psycopg2.extensions
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+from pydantic import SecretStr
+
+from gatepost import schema
+from gatepost.config import (
+    AccountsConfig,
+    Config,
+    DbConfig,
+    PasswordsConfig,
+    SessionsConfig,
+    WebServerConfig,
+)
+from gatepost.db import Database, Dsn
+from gatepost.embedded import EmbeddedPostgres
+from gatepost.server import WebServer
+
+Client = TestClient[web.Request, web.Application]
+
+PASSWORD = "correct horse battery"
+# The least that the configuration admits: these tests are about behaviour, not about cost.
+CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
+
+
+def docker_answers() -> bool:
+    """Whether a Docker engine runs here. With REQUIRE_DOCKER=1, one that does not is a failure."""
+    try:
+        found = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        found = False
+    if not found and os.environ.get("REQUIRE_DOCKER") == "1":
+        pytest.fail("REQUIRE_DOCKER=1, but no Docker engine answers")
+    return found
+
+
+@dataclass
+class PostgresServer:
+    """A running server on which databases may be created, and which may be frozen."""
+
+    dsn: Dsn
+    freeze: Callable[[], None]
+    thaw: Callable[[], None]
+    _names: Iterator[int] = field(default_factory=itertools.count)
+
+    def admin(self, sql: str) -> None:
+        """Run one statement outside of any test's database."""
+        connection = psycopg2.connect(connect_timeout=10, **self.dsn.parameters(self.dsn.hosts[0]))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+        finally:
+            connection.close()
+
+    @contextlib.contextmanager
+    def database(self, template: str = "template1") -> Iterator[Dsn]:
+        """A new database, gone afterwards whoever is still connected to it."""
+        name = f"test_{os.getpid()}_{next(self._names)}"
+        self.admin(f'CREATE DATABASE {name} TEMPLATE "{template}"')
+        try:
+            yield replace(self.dsn, database=name)
+        finally:
+            self.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    choice = os.environ.get("GATEPOST_TEST_POSTGRES", "")
+    if "://" in choice:
+        yield _named_server(choice)
+    elif choice == "docker" or (not choice and docker_answers()):
+        yield from _container()
+    else:
+        yield from _embedded(tmp_path_factory.mktemp("postgres"))
+
+
+def _named_server(url: str) -> PostgresServer:
+    given = psycopg2.extensions.parse_dsn(url)
+    dsn = Dsn(
+        [given.get("host", "127.0.0.1")],
+        int(given.get("port", 5432)),
+        given["user"],
+        given.get("password", ""),
+        given.get("dbname", "postgres"),
+    )
+
+    def not_ours() -> None:
+        pytest.skip("a server named by GATEPOST_TEST_POSTGRES is not ours to freeze")
+
+    return PostgresServer(dsn, not_ours, not_ours)
+
+
+def _container() -> Iterator[PostgresServer]:
+    from testcontainers.postgres import PostgresContainer
+
+    container = PostgresContainer("postgres:17", username="gatepost", password="a secret of the tests")
+    with container:
+        dsn = Dsn(
+            [container.get_container_host_ip()],
+            int(container.get_exposed_port(5432)),
+            "gatepost",
+            "a secret of the tests",
+            container.dbname,
+        )
+        wrapped = container.get_wrapped_container()
+        yield PostgresServer(dsn, wrapped.pause, wrapped.unpause)
+
+
+def _embedded(folder: Path) -> Iterator[PostgresServer]:
+    embedded = EmbeddedPostgres(folder / "data")
+    server = embedded.start()
+    dsn = Dsn([server.socket_dir], server.port, "postgres", server.superuser_password, "postgres")
+
+    def every(signal_: signal.Signals) -> Callable[[], None]:
+        # The postmaster and its backends: each backend leads a process group of its own.
+        def send() -> None:
+            children = subprocess.run(
+                ["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True, check=False
+            ).stdout.split()
+            for pid in [server.pid, *map(int, children)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal_)
+
+        return send
+
+    try:
+        yield PostgresServer(dsn, every(signal.SIGSTOP), every(signal.SIGCONT))
+    finally:
+        embedded.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: PostgresServer) -> Iterator[str]:
+    """A migrated database to clone: a tenth of the time of migrating one."""
+    with postgres.database() as dsn:
+        schema.migrate(dsn)
+        yield dsn.database
+
+
+@pytest.fixture
+def dsn(postgres: PostgresServer, template: str) -> Iterator[Dsn]:
+    """A migrated, empty database."""
+    with postgres.database(template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def database(dsn: Dsn) -> AsyncIterator[Database]:
+    database = await Database.open(dsn, 4)
+    yield database
+    await database.close()
+
+
+def db_config(dsn: Dsn, **changes: Any) -> DbConfig:
+    """The ``db`` section that names this database."""
+    return DbConfig(
+        host=",".join(dsn.hosts),
+        port=dsn.port,
+        user=dsn.user,
+        password=SecretStr(dsn.password),
+        database=dsn.database,
+        **changes,
+    )
+
+
+@pytest.fixture
+def config(dsn: Dsn) -> Config:
+    return Config(
+        webserver=WebServerConfig(port=0),
+        db=db_config(dsn),
+        accounts=AccountsConfig(registration="open"),
+        passwords=CHEAP,
+        sessions=SessionsConfig(),
+    )
+
+
+StartServer = Callable[[Config], Awaitable[Client]]
+
+
+@pytest.fixture
+def start_server(aiohttp_client: Callable[..., Awaitable[Client]]) -> StartServer:
+    """Start a server of this configuration on a free port; the client speaks real HTTP to it."""
+
+    async def start(config: Config) -> Client:
+        server = WebServer(config)
+        return await aiohttp_client(await server.initializer(), server_kwargs=server.runner_options)
+
+    return start
+
+
+@pytest.fixture
+async def client(config: Config, start_server: StartServer) -> Client:
+    return await start_server(config)
+
+
+@pytest.fixture
+async def ada(client: Client) -> dict[str, Any]:
+    """A registered user."""
+    return await register(client, "ada")
+
+
+CountRoundTrips = Callable[[], contextlib.AbstractContextManager[list[str]]]
+
+
+@pytest.fixture
+def count_round_trips(monkeypatch: pytest.MonkeyPatch) -> CountRoundTrips:
+    """Every statement that the driver sends, as it is sent."""
+    sent: list[str] = []
+    execute = aiopg.Cursor.execute
+
+    async def listen(self: Any, operation: str, *args: Any, **kwargs: Any) -> None:
+        sent.append(operation)
+        await execute(self, operation, *args, **kwargs)
+
+    monkeypatch.setattr(aiopg.Cursor, "execute", listen)
+
+    @contextlib.contextmanager
+    def count() -> Iterator[list[str]]:
+        sent.clear()
+        seen: list[str] = []
+        yield seen
+        seen.extend(sent)
+
+    return count
+
+
+async def register(client: Client, username: str, password: str = PASSWORD) -> dict[str, Any]:
+    async with client.post("/account", json={"username": username, "password": password}) as answer:
+        body: dict[str, Any] = await answer.json()
+        assert answer.status == 201, body
+        user: dict[str, Any] = body["user"]
+        return user
+
+
+async def log_in(client: Client, username: str = "ada", password: str = PASSWORD) -> str:
+    """Log in and return the token."""
+    async with client.post("/user", json={"username": username, "password": password}) as answer:
+        body = await answer.json()
+        assert answer.status == 200, body
+        token: str = body["session_id"]
+        return token
+
+
+async def status_of(client: Client, token: str) -> int:
+    """What `GET /user` answers to a token."""
+    async with client.get("/user", headers={"Authorization": token}) as answer:
+        return answer.status
+
+
+def rows(dsn: Dsn, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """What the database says, asked past the code under test."""
+    connection = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Ask until it is true: for what has no event to wait for. Fails after ``seconds``."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
