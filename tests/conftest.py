@@ -84,6 +84,14 @@ class PostgresServer:
             self.admin(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's own configuration reaches a test."""
+    for name in list(os.environ):
+        if name.startswith("GATEPOST_") and not name.startswith("GATEPOST_TEST_"):
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     choice = os.environ.get("GATEPOST_TEST_POSTGRES", "")
@@ -225,13 +233,13 @@ CountRoundTrips = Callable[[], contextlib.AbstractContextManager[list[str]]]
 
 @pytest.fixture
 def count_round_trips(monkeypatch: pytest.MonkeyPatch) -> CountRoundTrips:
-    """Every statement that the driver sends, as it is sent."""
+    """Every statement that the driver sends, with its parameters in it."""
     sent: list[str] = []
     execute = aiopg.Cursor.execute
 
-    async def listen(self: Any, operation: str, *args: Any, **kwargs: Any) -> None:
-        sent.append(operation)
-        await execute(self, operation, *args, **kwargs)
+    async def listen(self: Any, operation: str, parameters: Any = None, **kwargs: Any) -> None:
+        sent.append(self.raw.mogrify(operation, parameters).decode())
+        await execute(self, operation, parameters, **kwargs)
 
     monkeypatch.setattr(aiopg.Cursor, "execute", listen)
 

@@ -24,8 +24,11 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NestedSecretsSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
 )
 
@@ -44,7 +47,21 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _from_text(value: Any) -> Any:
+    """A list or an object given as text, in the environment or a secret: JSON, or a list separated by commas."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return [item.strip() for item in value.split(",")]
+
+
+# NoDecode: pydantic-settings would parse the text itself, and not name the key when that fails.
+_Text = (BeforeValidator(_from_text), NoDecode)
+
 Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s*]+$")]
+PepperId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
 
 
 class WebServerConfig(_Section):
@@ -52,7 +69,7 @@ class WebServerConfig(_Section):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    cors_origins: tuple[Origin, ...] = Field(
+    cors_origins: Annotated[tuple[Origin, ...], *_Text] = Field(
         (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
     )
     shutdown_timeout: float = Field(
@@ -132,7 +149,7 @@ class PasswordsConfig(_Section):
     pepper: str | None = Field(
         None, description="Id of the pepper that new digests use. Default: none, or the only one there is."
     )
-    peppers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")], SecretStr] = Field(
+    peppers: Annotated[dict[PepperId, SecretStr], *_Text] = Field(
         default_factory=dict,
         description="Peppers by id, each at least 16 characters. Keep an old one here until nobody needs it.",
     )
@@ -199,22 +216,12 @@ class Config(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic-settings')
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the environment above the secrets directory, and both above the file."""
-        secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
-        if not secrets_dir:
-            return env_settings, init_settings
-        secrets = NestedSecretsSettingsSource(
-            file_secret_settings,
-            secrets_dir=secrets_dir,
-            secrets_dir_missing="error",
-            secrets_prefix="",
-            secrets_nested_delimiter="__",
-        )
-        return env_settings, secrets, init_settings
+        """Nothing but what is passed: only `load` looks at the environment."""
+        return (init_settings,)
 
     @classmethod
     def load(cls, file: Path | None = None) -> Self:
@@ -230,11 +237,36 @@ class Config(BaseSettings):
         _refuse_unknown_variables(os.environ, cls)
         values = _read_json(file) if file else {}
         try:
-            return cls(**values)
+            return cls(**_merge(values, cls._secrets(), EnvSettingsSource(cls)()))
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e, values, file) for e in error.errors())) from None
-        except ValueError as error:  # a secrets directory that is missing, a variable that is not JSON
-            raise ConfigError(" ".join(str(error).split())) from None
+        except ValueError as error:  # of a source: a secrets directory that is missing or unreadable
+            raise ConfigError(f"environment or secrets directory: {' '.join(str(error).split())}") from None
+
+    @classmethod
+    def _secrets(cls) -> dict[str, Any]:
+        secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
+        if not secrets_dir:
+            return {}
+        return NestedSecretsSettingsSource(
+            SecretsSettingsSource(cls),
+            secrets_dir=secrets_dir,
+            secrets_dir_missing="error",
+            secrets_prefix="",
+            secrets_nested_delimiter="__",
+        )()
+
+
+def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Sections merged key by key, a later layer over an earlier one."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            if isinstance(below, dict) and isinstance(value, dict):
+                value = _merge(below, value)  # noqa: PLW2901
+            merged[key] = value
+    return merged
 
 
 def _read_json(file: Path) -> dict[str, Any]:

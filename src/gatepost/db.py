@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 import aiopg.sa
 import psycopg2
 import psycopg2.errors
+import psycopg2.extensions
 import sqlalchemy as sa
 from aiopg.sa.engine import get_dialect
 
@@ -46,7 +47,7 @@ class Statement:
         self.sql = str(compiled)
         self._defaults: Mapping[str, Any] = dict(compiled.params)
 
-    async def all(self, connection: Connection, **parameters: Any) -> list[tuple[Any, ...]]:
+    async def all(self, connection: Connection, /, **parameters: Any) -> list[tuple[Any, ...]]:
         """Execute in one round trip and return every row."""
         cursor = await connection.connection.cursor()
         try:
@@ -56,7 +57,7 @@ class Statement:
             cursor.close()
         return rows
 
-    async def first(self, connection: Connection, **parameters: Any) -> tuple[Any, ...] | None:
+    async def first(self, connection: Connection, /, **parameters: Any) -> tuple[Any, ...] | None:
         """The first row, or None."""
         rows = await self.all(connection, **parameters)
         return rows[0] if rows else None
@@ -120,9 +121,13 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """A connection inside BEGIN … COMMIT. An SQL error must leave the block: COMMIT would "succeed" after one."""
+        """A connection inside BEGIN … COMMIT, for several statements that belong together."""
         async with self.connection() as connection, connection.begin():
             yield connection
+            # Postgres answers COMMIT after an error with success, and rolls back.
+            status = connection.connection.raw.get_transaction_status()
+            if status == psycopg2.extensions.TRANSACTION_STATUS_INERROR:
+                raise RuntimeError("an SQL error was swallowed inside a transaction")
 
     async def read(
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

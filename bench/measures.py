@@ -1,0 +1,196 @@
+"""What is measured, and how: each function returns the figures of one kind."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import processes
+from bench.hashing import hashes_per_second
+from bench.pacer import pacing
+from bench.report import Figure, Target
+from bench.seed import Seed
+from bench.service import Service
+from bench.wrk import Load, Round, http_request
+
+CHECK_CONNECTIONS = 32
+LOGIN_CONNECTIONS = 16
+STEADY_RATE = 200
+# Between rounds: what the last one left behind is finished, also hashes whose clients have hung up.
+SETTLE = 0.5
+
+
+def start_up(folder: Path, *, first: int, later: int) -> list[Figure]:
+    """Seconds from the start of the process to the first 200 of `/health/ready`, on new and on used folders."""
+    firsts, laters = [], []
+    used = folder
+    for _ in range(first):
+        used = Path(tempfile.mkdtemp(dir=folder))
+        with Service(used) as service:
+            firsts.append(service.seconds_to_ready)
+    for _ in range(later):
+        with Service(used) as service:
+            laters.append(service.seconds_to_ready)
+    return [
+        Figure("start_later", "ready, on a set-up folder", laters, "s", target=Target(3.0, at_most=True)),
+        Figure("start_first", "ready, on an empty folder (initdb, migrations)", firsts, "s"),
+    ]
+
+
+def memory(service: Service, when: str) -> list[Figure]:
+    """PSS of everything that runs, ``when``: at rest or after the load."""
+    if not processes.AVAILABLE:
+        return []
+    postmaster = service.postgres.pid
+    postgres = [postmaster, *processes.descendants(postmaster)]
+    watcher = [pid for pid in processes.descendants(service.pid) if pid not in postgres]
+    key = when.replace(" ", "_")
+    target = Target(75.0, at_most=True) if when == "at rest" else None
+    pss = processes.pss_mb(service.pid)
+    return [
+        Figure(f"pss_{key}", f"the process, {when} (PSS)", [pss], "MB", 1, target),
+        Figure(f"rss_{key}", f"the process, {when} (RSS)", [processes.rss_mb(service.pid)], "MB", 1),
+        Figure(
+            f"postgres_pss_{key}",
+            f"embedded Postgres, {when} (PSS of its {len(postgres)} processes)",
+            [sum(map(processes.pss_mb, postgres))],
+            "MB",
+            1,
+        ),
+        Figure(f"watcher_pss_{key}", f"its watcher, {when} (PSS)", [sum(map(processes.pss_mb, watcher))], "MB", 1),
+    ]
+
+
+@dataclass(frozen=True)
+class _Cpu:
+    """Processor seconds that a round of load took, or that were used until now."""
+
+    server: float
+    postgres: float
+    machine: float
+
+    @classmethod
+    def used_by(cls, service: Service) -> "_Cpu":
+        if not processes.AVAILABLE:
+            return cls(0, 0, 0)
+        backends = processes.descendants(service.postgres.pid)
+        return cls(
+            processes.cpu_seconds(service.pid),
+            sum(map(processes.cpu_seconds, backends)),
+            processes.machine_busy_seconds(),
+        )
+
+    def since(self, before: "_Cpu") -> "_Cpu":
+        return _Cpu(self.server - before.server, self.postgres - before.postgres, self.machine - before.machine)
+
+
+def _round(service: Service, load: Load, seconds: int) -> tuple[Round, _Cpu]:
+    time.sleep(SETTLE)
+    before = _Cpu.used_by(service)
+    done = load.run(seconds)
+    return done, _Cpu.used_by(service).since(before)
+
+
+def checks(
+    service: Service, seed: Seed, folder: Path, *, rounds: int, seconds: int
+) -> tuple[list[Figure], list[str]]:
+    """`GET /user` against `/ping`, in turn; also what is worth a note."""
+    ping = Load(service, folder / "ping.lua", [http_request("GET", "/ping")], connections=CHECK_CONNECTIONS)
+    requests = [http_request("GET", "/user", Authorization=token) for token in seed.tokens]
+    check = Load(service, folder / "check.lua", requests, connections=CHECK_CONNECTIONS)
+    for load in (ping, check):
+        load.run(max(1, seconds // 2))  # warm
+    pings, looks = [], []
+    for _ in range(rounds):
+        pings.append(_round(service, ping, seconds))
+        looks.append(_round(service, check, seconds))
+
+    def ratios(of: str) -> list[float]:
+        return [getattr(c, of) / getattr(p, of) for (p, _), (c, _) in zip(pings, looks, strict=True)]
+
+    figures = [
+        Figure("check_ratio", "checks / pings, per second", ratios("per_second"), "×", target=Target(0.7, aim=0.8)),
+        Figure("check_p99_ratio", "p99 of a check / of a ping", ratios("p99"), "×", target=Target(2.0, at_most=True)),
+    ]
+    notes = []
+    if processes.AVAILABLE:
+        per_ping = [cpu.server / p.requests for p, cpu in pings]
+        per_check = [cpu.server / c.requests for c, cpu in looks]
+        cpu_ratio = [p / c for p, c in zip(per_ping, per_check, strict=True)]
+        figures.append(Figure("check_cpu_ratio", "the same by the server's processor time", cpu_ratio, "×"))
+    for name, rows in (("ping", pings), ("check", looks)):
+        figures += [
+            Figure(f"{name}_rps", f"{name}s", [r.per_second for r, _ in rows], "/s", 0),
+            Figure(f"{name}_p50", f"{name}, p50", [r.p50 for r, _ in rows], "ms"),
+            Figure(f"{name}_p99", f"{name}, p99", [r.p99 for r, _ in rows], "ms"),
+        ]
+        if processes.AVAILABLE:
+            figures += [
+                Figure(f"{name}_{who}_cpu", f"{name}, processor time of {title}", values, "µs", 0)
+                for who, title, values in (
+                    ("server", "the server", [cpu.server / r.requests * 1e6 for r, cpu in rows]),
+                    ("postgres", "Postgres", [cpu.postgres / r.requests * 1e6 for r, cpu in rows]),
+                    ("wrk", "wrk", [r.cpu_seconds / r.requests * 1e6 for r, _ in rows]),
+                )
+            ]
+    if processes.AVAILABLE:
+        others = _others([*pings, *looks])
+        figures.append(Figure("others_cpu", "processors that other programs kept busy", others))
+        if statistics.median(others) > 0.15:
+            notes.append(
+                f"other programs kept {statistics.median(others):.2f} processors busy during the session checks: "
+                "these figures are noisy, and lower than on an idle machine"
+            )
+    return figures, notes
+
+
+def _others(rows: Sequence[tuple[Round, _Cpu]]) -> list[float]:
+    """Processors that were busy with neither the service nor its load."""
+    return [max(0.0, cpu.machine - cpu.server - cpu.postgres - done.cpu_seconds) / done.seconds for done, cpu in rows]
+
+
+def logins(
+    service: Service, seed: Seed, folder: Path, *, rounds: int, seconds: int
+) -> tuple[list[Figure], list[str]]:
+    """`POST /user` beside a steady load of checks, against threads that only hash; in turn."""
+    requests = [
+        http_request("POST", "/user", {"username": username, "password": password})
+        for username, password in seed.logins
+    ]
+    login = Load(service, folder / "login.lua", requests, connections=LOGIN_CONNECTIONS)
+    tokens = folder / "tokens"
+    tokens.write_text("\n".join(seed.tokens), "ascii")
+    login.run(1)  # warm
+    bare, done, steady = [], [], []
+    for _ in range(rounds):
+        time.sleep(SETTLE)
+        bare.append(hashes_per_second(seconds))
+        time.sleep(SETTLE)
+        with pacing(service.port, tokens, rate=STEADY_RATE, seconds=seconds) as pacer:
+            done.append(_round(service, login, seconds))
+            steady.append(pacer.result())
+
+    def steady_ms(of: str, percent: int) -> list[float]:
+        return [statistics.quantiles(getattr(s, of), n=100)[percent - 1] for s in steady]
+
+    ratio = [r.per_second / b for (r, _), b in zip(done, bare, strict=True)]
+    under = f"{STEADY_RATE} checks/s beside the logins"
+    figures = [
+        Figure("login_ratio", "logins / bare Argon2id, per second", ratio, "×", target=Target(0.9)),
+        Figure(
+            "steady_p99",
+            f"{under}, p99 from when due",
+            steady_ms("latencies", 99),
+            "ms",
+            target=Target(10.0, at_most=True),
+        ),
+        Figure("steady_p50", f"{under}, p50", steady_ms("latencies", 50), "ms"),
+        Figure("steady_lateness_p99", "of which the generator itself was late, p99", steady_ms("lateness", 99), "ms"),
+        Figure("hash_rps", "bare Argon2id", bare, "/s", 0),
+        Figure("login_rps", "logins", [r.per_second for r, _ in done], "/s", 0),
+        Figure("login_p50", "login, p50", [r.p50 for r, _ in done], "ms", 0),
+        Figure("login_p99", "login, p99", [r.p99 for r, _ in done], "ms", 0),
+    ]
+    return figures, []

@@ -1,0 +1,80 @@
+"""What the kernel knows about processes: processor time and memory. Linux only; elsewhere `AVAILABLE` is False."""
+
+import os
+from pathlib import Path
+
+AVAILABLE = Path("/proc/self/smaps_rollup").exists()
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on; without the process itself."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, in user and kernel mode; 0 for one that is gone."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
+
+
+def machine_busy_seconds() -> float:
+    """Processor time that everything on this machine has used since it started."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / _TICK
+
+
+def pss_mb(pid: int) -> float:
+    """Memory of a process in MB: what it has alone, and its share of what it shares.
+
+    What it shares with this very process counts in full: the benchmark loads many of the service's libraries, and
+    the figure is to be that of a service without a benchmark beside it.
+    """
+    ours = {file for file, _, _ in _mappings(os.getpid())} - {""}
+    return sum(rss if file in ours else pss for file, rss, pss in _mappings(pid)) * 1024 / 1e6
+
+
+def rss_mb(pid: int) -> float:
+    """Memory of a process in MB, what it shares counted in full."""
+    return sum(rss for _, rss, _ in _mappings(pid)) * 1024 / 1e6
+
+
+def _mappings(pid: int) -> list[tuple[str, int, int]]:
+    """File ("" for none), Rss and Pss in KiB of each mapping; none when the process is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps").read_text("utf-8", "replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    found: list[tuple[str, int, int]] = []
+    file, rss = "", 0
+    for line in lines:
+        name, *values = line.split()
+        if not name.endswith(":"):  # addresses, permissions, offset, device, inode, path
+            file = values[4] if len(values) > 4 and values[3] != "0" else ""
+        elif name == "Rss:":
+            rss = int(values[0])
+        elif name == "Pss:":
+            found.append((file, rss, int(values[0])))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat after the name, the state first; empty when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(") ")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
