@@ -300,13 +300,14 @@ def _explain(error: Any, values: Mapping[str, Any], file: Path | None) -> str:
     """One error of pydantic's as ``source: key: reason``."""
     location = [str(part) for part in error["loc"]]
     key = ".".join(location)
-    node: Any = values
-    for part in location:
-        node = node.get(part) if isinstance(node, Mapping) else None
-    variable = _PREFIX + "__".join(location).upper()
-    if variable in {name.upper() for name in os.environ}:
-        source = f"environment variable {variable}"
-    elif file is not None and (node is not None or len(location) < 2):
+    section = values.get(location[0])
+    in_file = location[0] in values and (
+        len(location) < 2 or (isinstance(section, Mapping) and location[1] in section)
+    )
+    variables = {_PREFIX + "__".join(location[:n]).upper() for n in range(2, len(location) + 1)}
+    if given := sorted(variables & {name.upper() for name in os.environ}):
+        source = f"environment variable {given[-1]}"
+    elif file is not None and in_file:
         source = str(file)
     else:
         source = "configuration"

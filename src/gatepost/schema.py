@@ -78,10 +78,10 @@ def migrate(dsn: Dsn, revision: str = "head") -> None:
     with _connect(dsn) as connection:
         config.attributes["connection"] = connection
         try:
-            if revision == "head" or found is None or revision > found:
-                command.upgrade(config, revision)
-            else:
+            if found is not None and (revision == "base" or revision < found):
                 command.downgrade(config, revision)
+            else:
+                command.upgrade(config, revision)
         except (util.CommandError, sa.exc.DBAPIError) as error:
             reason = getattr(error, "orig", None) or error
             raise SchemaError(f"the migration failed: {' '.join(str(reason).split())}") from error

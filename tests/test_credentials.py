@@ -1,0 +1,191 @@
+"""How a password is kept and checked."""
+
+import asyncio
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+import argon2
+import pytest
+from pydantic import SecretStr
+
+from gatepost import credentials as module
+from gatepost.config import PasswordsConfig
+from gatepost.credentials import Credentials, InvalidPassword, MissingPepper, Setting, Stored, prepare
+from gatepost.db import Database, Dsn
+from gatepost.errors import Overloaded, Unavailable
+from tests.conftest import CHEAP, PASSWORD, rows
+
+KEY = b"k" * 32
+
+
+@pytest.fixture
+def credentials() -> Iterator[Credentials]:
+    it = Credentials(CHEAP, KEY)
+    yield it
+    it.close()
+
+
+async def test_what_is_stored_is_argon2id_as_any_other_library_computes_it(credentials: Credentials) -> None:
+    stored = await credentials.create(PASSWORD)
+    assert re.fullmatch(r"\$argon2id\$v=19\$m=8192,t=1,p=1\$[A-Za-z0-9+/]{22}", stored.setting.phc)
+    import base64
+
+    whole = stored.setting.phc + "$" + base64.b64encode(stored.digest).rstrip(b"=").decode()
+    assert argon2.PasswordHasher().verify(whole, PASSWORD)
+
+
+async def test_the_defaults_are_owasps() -> None:
+    it = Credentials(PasswordsConfig(), KEY)
+    assert (await it.create(PASSWORD)).setting.phc.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    it.close()
+
+
+async def test_two_users_with_one_password_have_nothing_in_common(credentials: Credentials) -> None:
+    one, two = await credentials.create(PASSWORD), await credentials.create(PASSWORD)
+    assert one.setting != two.setting
+    assert one.digest != two.digest
+
+
+async def test_the_right_password_gives_the_digest_and_no_other_does(credentials: Credentials) -> None:
+    stored = await credentials.create(PASSWORD)
+    assert await credentials.digest(stored.setting, PASSWORD) == stored.digest
+    for wrong in (PASSWORD + " ", PASSWORD.upper(), PASSWORD[:-1], "", "-", "\x00", "x" * 5000):
+        assert await credentials.digest(stored.setting, wrong) != stored.digest
+
+
+async def test_text_that_cannot_be_a_password_never_matches_even_a_digest_of_its_stand_in(
+    credentials: Credentials,
+) -> None:
+    setting = (await credentials.create(PASSWORD)).setting
+    stand_in = await credentials.digest(setting, "-")
+    for impossible in ("", "\x07", "x" * 2000):
+        assert await credentials.digest(setting, impossible) != stand_in
+
+
+async def test_a_long_password_is_not_cut_off(credentials: Credentials) -> None:
+    stored = await credentials.create("x" * 1024)
+    assert await credentials.digest(stored.setting, "x" * 1023) != stored.digest
+    assert await credentials.digest(stored.setting, "x" * 1024) == stored.digest
+
+
+async def test_composition_and_odd_spaces_do_not_tell_passwords_apart(credentials: Credentials) -> None:
+    stored = await credentials.create("Ångström über alles 1")
+    assert await credentials.digest(stored.setting, "A\u030angstro\u0308m\u00a0u\u0308ber alles 1") == stored.digest
+
+
+@pytest.mark.parametrize("text", ["plain ascii 123 ~!", "with\u3000wide space", "ü" * 20])
+def test_prepare_agrees_with_the_profile_it_takes_a_short_cut_around(text: str) -> None:
+    assert prepare(text) == module._opaque.enforce(text).encode()
+
+
+@pytest.mark.parametrize("text", ["", "\x00", "tab\tin it", "new\nline", "\x7f", "\u200b\u2028"])
+def test_what_opaque_string_refuses_is_refused(text: str) -> None:
+    with pytest.raises(InvalidPassword) as error:
+        prepare(text)
+    assert text == "" or text not in str(error.value)
+
+
+def test_an_unknown_name_looks_the_same_every_time_and_on_every_node(credentials: Credentials) -> None:
+    other_node, stranger = Credentials(CHEAP, KEY), Credentials(CHEAP, b"x" * 32)
+    assert credentials.dummy("nobody") == credentials.dummy("nobody") == other_node.dummy("nobody")
+    assert credentials.dummy("nobody") != credentials.dummy("somebody")
+    assert credentials.dummy("nobody") != stranger.dummy("nobody")
+    for it in (other_node, stranger):
+        it.close()
+
+
+async def test_a_dummy_is_like_a_stored_setting_in_all_but_its_salt(credentials: Credentials) -> None:
+    real = (await credentials.create(PASSWORD)).setting
+    dummy = credentials.dummy("nobody")
+    assert real.phc.rpartition("$")[0] == dummy.phc.rpartition("$")[0]
+    assert len(real.phc) == len(dummy.phc)
+    assert real.pepper == dummy.pepper
+
+
+@pytest.mark.parametrize(
+    ("m", "t", "p", "weaker"),
+    [(8192, 1, 1, True), (9000, 2, 1, False), (9000, 1, 1, True), (8192, 5, 1, False), (20000, 3, 1, False)],
+)
+def test_only_what_is_weaker_in_some_way_and_stronger_in_none_is_hashed_anew(
+    m: int, t: int, p: int, weaker: bool
+) -> None:
+    it = Credentials(PasswordsConfig(memory_kib=9000, iterations=2), KEY)
+    assert it.is_weaker(Setting(f"$argon2id$v=19$m={m},t={t},p={p}$c29tZXNhbHRzb21lc2FsdA", None)) is weaker
+    it.close()
+
+
+async def test_a_pepper_changes_the_digest_and_an_unknown_one_is_unavailable(credentials: Credentials) -> None:
+    peppered = Credentials(CHEAP.model_copy(update={"peppers": {"1": SecretStr("a pepper, long enough")}}), KEY)
+    stored = await peppered.create(PASSWORD)
+    assert stored.setting.pepper == "1"
+    unpeppered = await credentials.digest(Setting(stored.setting.phc, None), PASSWORD)
+    assert unpeppered != stored.digest
+    with pytest.raises(Unavailable):
+        await credentials.digest(stored.setting, PASSWORD)
+    peppered.close()
+
+
+async def test_a_pepper_that_is_still_needed_and_missing_is_said_at_start(dsn: Dsn, database: Database) -> None:
+    rows(
+        dsn,
+        "WITH u AS (INSERT INTO gatepost.users (username, canonical) VALUES ('a', 'a') RETURNING id) "
+        "INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper) "
+        "SELECT id, '$argon2id$x', sha256(''), 'opaque', '2019' FROM u",
+    )
+    with pytest.raises(MissingPepper, match="'2019'"):
+        await Credentials.open(CHEAP, database)
+
+
+async def test_all_nodes_share_one_deployment_key(dsn: Dsn, database: Database) -> None:
+    nodes = await asyncio.gather(*(Credentials.open(CHEAP, database) for _ in range(4)))
+    assert len({node.dummy("nobody") for node in nodes}) == 1
+    assert rows(dsn, "SELECT name, octet_length(key) FROM gatepost.deployment_keys") == [("unknown names", 32)]
+    for node in nodes:
+        node.close()
+
+
+async def test_hashing_has_no_more_threads_than_cores_and_they_are_nice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    it = Credentials(CHEAP.model_copy(update={"threads": 64}), KEY)
+    niceness = []
+    honest = module._argon2id
+
+    def listen(*args: object) -> bytes:
+        niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return honest(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_argon2id", listen)
+    before = threading.active_count()
+    await asyncio.gather(*(it.create(PASSWORD) for _ in range(20)))
+    assert threading.active_count() - before <= module.cores()
+    assert len(niceness) == 20
+    if sys.platform == "linux":
+        assert set(niceness) == {19}
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < 19
+    it.close()
+
+
+async def test_one_more_than_may_wait_is_told_so_at_once_and_a_place_comes_free_again() -> None:
+    it = Credentials(CHEAP.model_copy(update={"threads": 1, "queue": 2}), KEY)
+    tasks = [asyncio.create_task(it.create(PASSWORD)) for _ in range(5)]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [Stored] * 3 + [Overloaded] * 2
+    # A caller that stops waiting does not give its place away while the work is still done.
+    tasks = [asyncio.create_task(it.create(PASSWORD)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[0].cancel()
+    with pytest.raises(Overloaded):
+        await it.create(PASSWORD)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(5):
+        await it.create(PASSWORD)
+    it.close()
+
+
+async def test_a_stored_password_shows_no_digest(credentials: Credentials) -> None:
+    stored = await credentials.create(PASSWORD)
+    assert str(stored.digest) not in repr(stored)

@@ -1,0 +1,200 @@
+"""Migrations: what they make is what the code expects, and each can be walked up, down and up."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from gatepost import schema
+from gatepost.db import Dsn
+from gatepost.tables import SCHEMA, metadata
+from tests.conftest import PostgresServer, rows
+
+ROOT = Path(__file__).parent.parent
+REVISIONS = [s.revision for s in ScriptDirectory(str(schema.migrations_folder())).walk_revisions()][::-1]
+
+
+@pytest.fixture
+def empty(postgres: PostgresServer) -> Iterator[Dsn]:
+    """A database without a schema."""
+    with postgres.database() as dsn:
+        yield dsn
+
+
+def test_the_revisions_form_one_line_and_are_numbered() -> None:
+    assert [f"{n:04}" for n in range(1, len(REVISIONS) + 1)] == REVISIONS
+    assert schema.newest() == REVISIONS[-1]
+
+
+def test_the_migrated_database_is_what_the_tables_say(dsn: Dsn) -> None:
+    with schema._connect(dsn) as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "version_table_schema": SCHEMA,
+                "include_schemas": True,
+                "include_name": lambda name, kind, _: kind != "schema" or name == SCHEMA,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_checks_in_the_database_are_those_of_the_tables(dsn: Dsn) -> None:
+    """Alembic does not compare CHECK constraints."""
+    found = rows(
+        dsn,
+        "SELECT conname FROM pg_constraint WHERE contype = 'c' AND connamespace = 'gatepost'::regnamespace",
+    )
+    expected = {
+        c.name
+        for table in metadata.tables.values()
+        for c in table.constraints
+        if type(c).__name__ == "CheckConstraint"
+    }
+    assert {name for (name,) in found} == expected
+
+
+def test_every_migration_goes_up_down_and_up_again(empty: Dsn) -> None:
+    before = ["base", *REVISIONS]
+    for below, revision in zip(before, REVISIONS, strict=False):
+        schema.migrate(empty, revision)
+        assert schema._current(empty) == revision
+        schema.migrate(empty, below)
+        schema.migrate(empty, revision)
+    schema.check(empty)
+
+
+def test_going_down_to_base_leaves_no_table(empty: Dsn) -> None:
+    schema.migrate(empty)
+    schema.migrate(empty, "base")
+    left = rows(empty, "SELECT relname FROM pg_class WHERE relnamespace = 'gatepost'::regnamespace AND relkind = 'r'")
+    assert left == [("alembic_version",)]
+
+
+def test_migrating_twice_changes_nothing(dsn: Dsn) -> None:
+    schema.migrate(dsn)
+    schema.check(dsn)
+
+
+def test_a_database_that_is_not_migrated_or_is_newer_is_refused(empty: Dsn) -> None:
+    with pytest.raises(schema.SchemaError, match="not migrated: run `gatepost migrate`"):
+        schema.check(empty)
+    schema.migrate(empty)
+    rows(empty, "UPDATE gatepost.alembic_version SET version_num = '9999'")
+    with pytest.raises(schema.SchemaError, match="9999, newer than this Gatepost"):
+        schema.check(empty)
+    with pytest.raises(schema.SchemaError, match="9999, newer than this Gatepost"):
+        schema.migrate(empty)
+    rows(empty, "UPDATE gatepost.alembic_version SET version_num = '0000'")
+    with pytest.raises(schema.SchemaError, match="0000, this Gatepost needs"):
+        schema.check(empty)
+
+
+def test_a_migration_gives_up_on_a_lock_instead_of_queueing_everybody(
+    dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_TIMEOUT", "100ms")
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    try:
+        holder.cursor().execute("LOCK gatepost.sessions IN ACCESS SHARE MODE")
+        with pytest.raises(schema.SchemaError, match="lock timeout"):
+            schema.migrate(dsn, "base")
+    finally:
+        holder.close()
+    schema.check(dsn)
+
+
+def test_two_that_migrate_at_once_both_succeed(empty: Dsn, tmp_path: Path) -> None:
+    environment = alembic_environment(empty)
+    both = [
+        subprocess.Popen([sys.executable, "-m", "gatepost", "migrate"], env=environment, cwd=tmp_path)
+        for _ in range(2)
+    ]
+    assert [process.wait(60) for process in both] == [0, 0]
+    schema.check(empty)
+
+
+def alembic_environment(dsn: Dsn) -> dict[str, str]:
+    return {
+        "PATH": "/usr/bin:/bin",
+        "GATEPOST_DB__HOST": dsn.hosts[0],
+        "GATEPOST_DB__PORT": str(dsn.port),
+        "GATEPOST_DB__USER": dsn.user,
+        "GATEPOST_DB__PASSWORD": dsn.password,
+        "GATEPOST_DB__DATABASE": dsn.database,
+    }
+
+
+def test_alembic_upgrade_head_is_gatepost_migrate(empty: Dsn) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head"],
+        cwd=ROOT,
+        env=alembic_environment(empty),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Running upgrade  -> 0001" in done.stderr
+    schema.check(empty)
+
+
+def test_alembic_can_print_the_sql_instead(empty: Dsn) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "upgrade", "head", "--sql"],
+        cwd=ROOT,
+        env=alembic_environment(empty),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "SET lock_timeout" in done.stdout
+    rows(empty, done.stdout)
+    schema.check(empty)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO gatepost.users (username, canonical) VALUES ('', '')",
+        "INSERT INTO gatepost.users (username, canonical, profile) VALUES ('a', 'a', '[]')",
+        "INSERT INTO gatepost.users (username, canonical, profile) VALUES ('a', 'a', to_jsonb(repeat('x', 9000)))",
+        "INSERT INTO gatepost.deployment_keys (name, key) VALUES ('k', 'short')",
+        "INSERT INTO gatepost.events (kind) VALUES ('Not A Kind')",
+        "INSERT INTO gatepost.passwords (user_id, setting, digest, norm) "
+        "SELECT gen_random_uuid(), 'plaintext', sha256(''), 'opaque'",
+        "INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at) "
+        "SELECT 'short', gen_random_uuid(), 1, now() + interval '1 h'",
+    ],
+)
+def test_the_database_itself_refuses_what_makes_no_sense(dsn: Dsn, sql: str) -> None:
+    with pytest.raises(psycopg2.errors.CheckViolation):
+        rows(dsn, sql.replace("%", "%%"))
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("SELECT 1 FROM gatepost.sessions WHERE token_hash = ANY ('{}'::bytea[])", "sessions_pkey"),
+        ("SELECT 1 FROM gatepost.users WHERE canonical = 'ada'", "users_canonical_key"),
+        ("SELECT 1 FROM gatepost.sessions WHERE handle = gen_random_uuid()", "sessions_handle_key"),
+        (
+            "SELECT 1 FROM gatepost.sessions WHERE user_id = '00000000-0000-4000-8000-000000000000' "
+            "ORDER BY created_at DESC",
+            "sessions_user_id_created_at_idx",
+        ),
+    ],
+)
+def test_the_queries_on_the_path_of_a_login_have_their_index(dsn: Dsn, query: str, index: str) -> None:
+    plan = rows(dsn, f"SET enable_seqscan = off; EXPLAIN {query}")
+    assert any(index in line or "Seq Scan" in line for (line,) in plan)
+    assert not any("Seq Scan" in line for (line,) in plan)
