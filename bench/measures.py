@@ -1,9 +1,9 @@
 """What is measured, and how: each function returns the figures of one kind."""
 
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ LOGIN_CONNECTIONS = 16
 STEADY_RATE = 200
 # Between rounds: what the last one left behind is finished, also hashes whose clients have hung up.
 SETTLE = 0.5
+# Processors kept busy by others from which on a figure is called noisy.
+DISTURBED = 0.15
 
 
 def start_up(folder: Path, *, first: int, later: int) -> list[Figure]:
@@ -48,7 +50,7 @@ def memory(service: Service, when: str) -> list[Figure]:
     watcher = [pid for pid in processes.descendants(service.pid) if pid not in postgres]
     key = when.replace(" ", "_")
     target = Target(75.0, at_most=True) if when == "at rest" else None
-    pss = processes.pss_mb(service.pid)
+    pss = processes.pss_mb_without_us(service.pid)
     return [
         Figure(f"pss_{key}", f"the process, {when} (PSS)", [pss], "MB", 1, target),
         Figure(f"rss_{key}", f"the process, {when} (RSS)", [processes.rss_mb(service.pid)], "MB", 1),
@@ -65,32 +67,59 @@ def memory(service: Service, when: str) -> list[Figure]:
 
 @dataclass(frozen=True)
 class _Cpu:
-    """Processor seconds that a round of load took, or that were used until now."""
+    """Processor seconds used until now, or during a round."""
 
     server: float
     postgres: float
-    machine: float
 
     @classmethod
-    def used_by(cls, service: Service) -> "_Cpu":
+    def of(cls, service: Service) -> "_Cpu":
         if not processes.AVAILABLE:
-            return cls(0, 0, 0)
+            return cls(0, 0)
         backends = processes.descendants(service.postgres.pid)
-        return cls(
-            processes.cpu_seconds(service.pid),
-            sum(map(processes.cpu_seconds, backends)),
-            processes.machine_busy_seconds(),
-        )
+        return cls(processes.cpu_seconds(service.pid), sum(map(processes.cpu_seconds, backends)))
 
     def since(self, before: "_Cpu") -> "_Cpu":
-        return _Cpu(self.server - before.server, self.postgres - before.postgres, self.machine - before.machine)
+        return _Cpu(self.server - before.server, self.postgres - before.postgres)
+
+
+class _Others:
+    """What other programs do meanwhile: an idle machine is rare, and noise should be seen as such."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._began, self._busy = time.perf_counter(), self._used()
+
+    def processors(self) -> float:
+        """How many processors they kept busy since this object was made."""
+        return max(0.0, self._used() - self._busy) / (time.perf_counter() - self._began)
+
+    def _used(self) -> float:
+        if not processes.AVAILABLE:
+            return 0.0
+        ours, cpu = os.times(), _Cpu.of(self._service)
+        load = ours.user + ours.system + ours.children_user + ours.children_system
+        return processes.machine_busy_seconds() - load - cpu.server - cpu.postgres
+
+
+def _others_figures(name: str, processors: list[float]) -> list[Figure]:
+    what = "processors that other programs kept busy"
+    return [Figure(f"{name}_others", what, processors)] if processes.AVAILABLE else []
+
+
+def _others_notes(during: str, processors: list[float]) -> list[str]:
+    if max(processors) < DISTURBED:
+        return []
+    return [
+        f"other programs kept up to {max(processors):.2f} processors busy during the {during}: "
+        "those figures are noisy"
+    ]
 
 
 def _round(service: Service, load: Load, seconds: int) -> tuple[Round, _Cpu]:
-    time.sleep(SETTLE)
-    before = _Cpu.used_by(service)
+    before = _Cpu.of(service)
     done = load.run(seconds)
-    return done, _Cpu.used_by(service).since(before)
+    return done, _Cpu.of(service).since(before)
 
 
 def checks(
@@ -102,10 +131,15 @@ def checks(
     check = Load(service, folder / "check.lua", requests, connections=CHECK_CONNECTIONS)
     for load in (ping, check):
         load.run(max(1, seconds // 2))  # warm
-    pings, looks = [], []
+    pings: list[tuple[Round, _Cpu]] = []
+    looks: list[tuple[Round, _Cpu]] = []
+    others = []
     for _ in range(rounds):
-        pings.append(_round(service, ping, seconds))
-        looks.append(_round(service, check, seconds))
+        meanwhile = _Others(service)
+        for load, results in ((ping, pings), (check, looks)):
+            time.sleep(SETTLE)
+            results.append(_round(service, load, seconds))
+        others.append(meanwhile.processors())
 
     def ratios(of: str) -> list[float]:
         return [getattr(c, of) / getattr(p, of) for (p, _), (c, _) in zip(pings, looks, strict=True)]
@@ -114,7 +148,6 @@ def checks(
         Figure("check_ratio", "checks / pings, per second", ratios("per_second"), "×", target=Target(0.7, aim=0.8)),
         Figure("check_p99_ratio", "p99 of a check / of a ping", ratios("p99"), "×", target=Target(2.0, at_most=True)),
     ]
-    notes = []
     if processes.AVAILABLE:
         per_ping = [cpu.server / p.requests for p, cpu in pings]
         per_check = [cpu.server / c.requests for c, cpu in looks]
@@ -135,20 +168,7 @@ def checks(
                     ("wrk", "wrk", [r.cpu_seconds / r.requests * 1e6 for r, _ in rows]),
                 )
             ]
-    if processes.AVAILABLE:
-        others = _others([*pings, *looks])
-        figures.append(Figure("others_cpu", "processors that other programs kept busy", others))
-        if statistics.median(others) > 0.15:
-            notes.append(
-                f"other programs kept {statistics.median(others):.2f} processors busy during the session checks: "
-                "these figures are noisy, and lower than on an idle machine"
-            )
-    return figures, notes
-
-
-def _others(rows: Sequence[tuple[Round, _Cpu]]) -> list[float]:
-    """Processors that were busy with neither the service nor its load."""
-    return [max(0.0, cpu.machine - cpu.server - cpu.postgres - done.cpu_seconds) / done.seconds for done, cpu in rows]
+    return figures + _others_figures("check", others), _others_notes("session checks", others)
 
 
 def logins(
@@ -163,19 +183,21 @@ def logins(
     tokens = folder / "tokens"
     tokens.write_text("\n".join(seed.tokens), "ascii")
     login.run(1)  # warm
-    bare, done, steady = [], [], []
+    bare, done, steady, others = [], [], [], []
     for _ in range(rounds):
+        meanwhile = _Others(service)
         time.sleep(SETTLE)
         bare.append(hashes_per_second(seconds))
         time.sleep(SETTLE)
         with pacing(service.port, tokens, rate=STEADY_RATE, seconds=seconds) as pacer:
-            done.append(_round(service, login, seconds))
+            done.append(login.run(seconds))
             steady.append(pacer.result())
+        others.append(meanwhile.processors())
 
     def steady_ms(of: str, percent: int) -> list[float]:
         return [statistics.quantiles(getattr(s, of), n=100)[percent - 1] for s in steady]
 
-    ratio = [r.per_second / b for (r, _), b in zip(done, bare, strict=True)]
+    ratio = [r.per_second / b for r, b in zip(done, bare, strict=True)]
     under = f"{STEADY_RATE} checks/s beside the logins"
     figures = [
         Figure("login_ratio", "logins / bare Argon2id, per second", ratio, "×", target=Target(0.9)),
@@ -189,8 +211,8 @@ def logins(
         Figure("steady_p50", f"{under}, p50", steady_ms("latencies", 50), "ms"),
         Figure("steady_lateness_p99", "of which the generator itself was late, p99", steady_ms("lateness", 99), "ms"),
         Figure("hash_rps", "bare Argon2id", bare, "/s", 0),
-        Figure("login_rps", "logins", [r.per_second for r, _ in done], "/s", 0),
-        Figure("login_p50", "login, p50", [r.p50 for r, _ in done], "ms", 0),
-        Figure("login_p99", "login, p99", [r.p99 for r, _ in done], "ms", 0),
+        Figure("login_rps", "logins", [r.per_second for r in done], "/s", 0),
+        Figure("login_p50", "login, p50", [r.p50 for r in done], "ms", 0),
+        Figure("login_p99", "login, p99", [r.p99 for r in done], "ms", 0),
     ]
-    return figures, []
+    return figures + _others_figures("login", others), _others_notes("logins", others)

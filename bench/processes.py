@@ -31,18 +31,22 @@ def cpu_seconds(pid: int) -> float:
 
 
 def machine_busy_seconds() -> float:
-    """Processor time that everything on this machine has used since it started."""
-    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(
+    """Processor time that was used on this machine since it started, or was taken from it by its host."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
         int, Path("/proc/stat").read_text("ascii").split("\n", 1)[0].split()[1:]
     )
-    return (user + nice + system + irq + softirq) / _TICK
+    return (user + nice + system + irq + softirq + steal) / _TICK
 
 
 def pss_mb(pid: int) -> float:
-    """Memory of a process in MB: what it has alone, and its share of what it shares.
+    """Memory of a process in MB: what it has alone, and its share of what it shares with others."""
+    return sum(pss for _, _, pss in _mappings(pid)) * 1024 / 1e6
 
-    What it shares with this very process counts in full: the benchmark loads many of the service's libraries, and
-    the figure is to be that of a service without a benchmark beside it.
+
+def pss_mb_without_us(pid: int) -> float:
+    """The same, but what it shares with this very process counts in full.
+
+    The benchmark loads many of the service's libraries; the figure is to be that of a service alone.
     """
     ours = {file for file, _, _ in _mappings(os.getpid())} - {""}
     return sum(rss if file in ours else pss for file, rss, pss in _mappings(pid)) * 1024 / 1e6

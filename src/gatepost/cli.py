@@ -88,7 +88,7 @@ def routes() -> None:
     for route in ROUTES:
         summary = (route.handler.__doc__ or "").split("\n")[0]
         table.add_row(route.method, route.path, summary)
-    Console().print(table)
+    _print(table)
 
 
 @user.command("add")
@@ -134,7 +134,12 @@ def list_users(config: ConfigOption = None) -> None:
         disabled = entry.disabled_at.isoformat(timespec="seconds") if entry.disabled_at else ""
         created = entry.created_at.isoformat(timespec="seconds")
         table.add_row(Text(entry.username), str(entry.id), Text(" ".join(entry.roles)), created, disabled)
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    # Fitted to a terminal; whole lines into a pipe.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 @user.command("disable")

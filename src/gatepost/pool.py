@@ -127,13 +127,14 @@ async def _connect(dsn: Dsn) -> aiopg.Connection:
                     )
             except (psycopg2.OperationalError, TimeoutError) as error:
                 failure = error
-    raise DatabaseUnavailable(_reason(dsn, failure)) from failure
+    raise cannot_connect(dsn, failure) from failure
 
 
-def _reason(dsn: Dsn, failure: BaseException | None) -> str:
-    """For the operator's eyes at start; the password is in none of libpq's messages."""
+def cannot_connect(dsn: Dsn, failure: BaseException | None) -> DatabaseUnavailable:
+    """The error with its reason, in one line; the password is in none of libpq's messages."""
     text = " ".join(str(failure).split()) or f"no answer within {CONNECT_TIMEOUT:g} s"
-    return f"cannot connect to Postgres at {','.join(dsn.hosts)}:{dsn.port} as {dsn.user}: {text}"
+    where = f"{','.join(dsn.hosts)}:{dsn.port}"
+    return DatabaseUnavailable(f"cannot connect to Postgres at {where} as {dsn.user}: {text}")
 
 
 class Pool:

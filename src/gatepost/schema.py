@@ -11,7 +11,8 @@ import psycopg2
 import sqlalchemy as sa
 
 from gatepost.config import Config
-from gatepost.db import Dsn, reach
+from gatepost.db import reach
+from gatepost.pool import Dsn, cannot_connect
 from gatepost.tables import SCHEMA, metadata
 
 # Waiting longer for a table than this would queue everybody else behind the migration: fail, try again later.
@@ -127,7 +128,10 @@ def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -
 
 
 def _connect(dsn: Dsn) -> sa.Connection:
-    """A connection of its own; its session, and the advisory lock with it, ends when it is closed."""
+    """A connection of its own; its session, and the advisory lock with it, ends when it is closed.
+
+    Raises DatabaseUnavailable.
+    """
     engine = sa.create_engine(
         "postgresql+psycopg2://",
         poolclass=sa.NullPool,
@@ -135,4 +139,7 @@ def _connect(dsn: Dsn) -> sa.Connection:
             connect_timeout=5, options="-c search_path=pg_catalog", **dsn.parameters(",".join(dsn.hosts))
         ),
     )
-    return engine.connect()
+    try:
+        return engine.connect()
+    except sa.exc.OperationalError as error:
+        raise cannot_connect(dsn, error.orig) from error

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,12 +14,12 @@ from gatepost.accounts import handlers as accounts
 from gatepost.config import Config
 from gatepost.credentials import Credentials
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
-from gatepost.embedded import EmbeddedPostgres
+from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.ops import handlers as ops
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions.guard import LOOKUP
 from gatepost.sessions.lookup import Lookup
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, MAX_BODY, cors, problems, set_common_headers
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, MAX_BODY, cors, log, problems, set_common_headers
 
 ROUTES = [*sessions.routes, *accounts.routes, *ops.routes]
 
@@ -80,7 +81,10 @@ class WebServer:
             return Dsn.of(db)
         postgres = EmbeddedPostgres(db.data_dir, binaries=db.binaries, run_as=db.run_as)
         self._resources.push_async_callback(asyncio.to_thread, postgres.stop)
-        return Dsn.of_embedded(await asyncio.to_thread(postgres.start))
+        server = await asyncio.to_thread(postgres.start)
+        keeper = asyncio.create_task(_keep_running(postgres))
+        self._resources.callback(keeper.cancel)
+        return Dsn.of_embedded(server)
 
     async def _open_database(self, dsn: Dsn, size: int) -> Database:
         database = await Database.open(dsn, size)
@@ -95,28 +99,35 @@ class WebServer:
 
         Raises what `initializer` raises, and StartError when the address cannot be had.
         """
-        webserver = self.config.webserver
-        try:
+        with self._bind() as sock:
             web.run_app(
                 self.initializer(),
-                host=webserver.host,
-                port=webserver.port,
-                shutdown_timeout=webserver.shutdown_timeout,
-                print=lambda *_: announce(self.welcome()),
+                sock=sock,
+                shutdown_timeout=self.config.webserver.shutdown_timeout,
+                print=lambda *_: announce(self.welcome(sock.getsockname()[1])),
                 **self.runner_options,
             )
-        except OSError as error:
-            where = f"{webserver.host}:{webserver.port}"
-            if error.errno == errno.EADDRINUSE:
-                raise StartError(f"{where} is in use: set webserver.port to a free one") from None
-            raise StartError(f"cannot listen on {where}: {error.strerror or error}") from None
 
-    def welcome(self) -> str:
-        """Where it listens, where the data lies, and how to try it."""
+    def _bind(self) -> socket.socket:
+        """Take the address before anything is started; nobody can connect until `run_app` listens."""
+        host, port = self.config.webserver.host, self.config.webserver.port
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            sock = socket.socket(family, kind, protocol)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(f"{host}:{port} is in use: set webserver.port to a free one") from None
+            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        return sock
+
+    def welcome(self, port: int) -> str:
+        """Where it listens, where the data lies, and how to try it; once `initializer` is done."""
         assert self.dsn is not None
         webserver, db = self.config.webserver, self.config.db
         host = "127.0.0.1" if webserver.host in {"0.0.0.0", "::"} else webserver.host  # noqa: S104 (compared only)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{webserver.port}"
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         data = (
             f"embedded Postgres in {db.data_dir.resolve()}"
             if db.embedded
@@ -136,6 +147,18 @@ class WebServer:
             f"Log out:   curl -X DELETE -H 'Authorization: SESSION_ID' {url}/user",
         ]
         return "\n".join(lines)
+
+
+async def _keep_running(postgres: EmbeddedPostgres) -> None:
+    """Start the embedded Postgres again when it ends by itself: there is no operator to do it."""
+    while True:
+        await asyncio.to_thread(postgres.wait_exit)
+        log.error("the embedded Postgres has ended by itself; starting it again")
+        try:
+            await asyncio.to_thread(postgres.start)
+        except EmbeddedError as error:
+            log.error("%s", error)
+            await asyncio.sleep(1)
 
 
 async def create_app() -> web.Application:

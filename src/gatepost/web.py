@@ -46,7 +46,8 @@ def _render(problem: Problem) -> web.Response:
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "code": problem.code,
-        "detail": problem.detail,
+        # What is wrong on our side is for the log; the client is told only what it can do.
+        "detail": problem.detail if problem.status < 500 else type(problem).__doc__,
     }
     if problem.fields:
         body["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in problem.fields]
@@ -68,7 +69,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except Problem as problem:
         if problem.status >= 500:
-            log.warning("%s %s: %s", request.method, request.rel_url.raw_path, problem.code)
+            log.warning("%s %s: %s: %s", request.method, request.path, problem.code, problem.detail)
         return _render(problem)
     except web.HTTPMethodNotAllowed as error:
         return _method_not_allowed(request, error)
@@ -77,7 +78,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
         # Without the exception's own text: a driver's message may quote what was sent.
         where = "".join(traceback.format_tb(error.__traceback__)[-4:])
-        log.error("%s %s: %s\n%s", request.method, request.rel_url.raw_path, type(error).__name__, where)  # noqa: TRY400
+        log.error("%s %s: %s\n%s", request.method, request.path, type(error).__name__, where)  # noqa: TRY400
         return _render(Problem("Something went wrong on our side."))
 
 

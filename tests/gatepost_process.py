@@ -1,0 +1,92 @@
+"""A Gatepost in a process of its own, started as a user would start it."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This environment without the developer's own configuration."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GATEPOST_")}
+    return {**kept, "PYTHONUNBUFFERED": "1", **changes}
+
+
+def gatepost(
+    *arguments: str, cwd: Path, stdin: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "gatepost", *arguments],
+        cwd=cwd,
+        env=environment(**variables),
+        input=stdin or "",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Process:
+    """`gatepost run` in a folder, once it serves."""
+
+    def __init__(self, cwd: Path, *arguments: str, **variables: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "gatepost", "run", *arguments],
+            cwd=cwd,
+            env=environment(**{"GATEPOST_WEBSERVER__PORT": "0", **variables}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.banner = ""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.banner += line
+            if line.startswith("Log out:"):
+                break
+        else:
+            raise AssertionError(f"gatepost ended with {self.popen.wait()}: {self.banner}")
+        found = re.search(r"listens on (\S+)", self.banner)
+        assert found
+        self.url = found[1]
+
+    def request(self, method: str, path: str, body: object = None, token: str = "") -> tuple[int, Any]:
+        """Status and JSON of the answer."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": token} if token else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def end(self, signal_: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, return the exit code."""
+        self.popen.send_signal(signal_)
+        code = self.popen.wait(30)
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
+        return code
+
+
+@contextlib.contextmanager
+def running(cwd: Path, *arguments: str, **variables: str) -> Iterator[Process]:
+    """A process that is gone afterwards, however the test went."""
+    process = Process(cwd, *arguments, **variables)
+    try:
+        yield process
+    finally:
+        if process.popen.poll() is None:
+            process.end(signal.SIGTERM)
