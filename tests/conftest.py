@@ -120,7 +120,7 @@ def _named_server(url: str) -> PostgresServer:
 
 
 def _container() -> Iterator[PostgresServer]:
-    from testcontainers.postgres import PostgresContainer
+    from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer("postgres:17", username="gatepost", password="a secret of the tests")
     with container:

@@ -18,7 +18,6 @@ from tests.conftest import PASSWORD, rows
 from tests.gatepost_process import environment, gatepost, running
 from tests.test_server import environment_of
 
-
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
