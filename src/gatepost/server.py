@@ -65,7 +65,9 @@ class WebServer:
 
     async def _open(self) -> None:
         dsn = self.dsn = await self._start_postgres()
-        await asyncio.to_thread(schema.migrate if self._migrate else schema.check, dsn)
+        if self._migrate:
+            await asyncio.to_thread(schema.bring_up_to_date, dsn)
+        await asyncio.to_thread(schema.check, dsn)
         size = self.config.db.pool_size
         database = await self._open_database(dsn, size - LOOKUP_CONNECTIONS)
         lookups = await self._open_database(dsn, LOOKUP_CONNECTIONS)
