@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -56,9 +57,18 @@ class Process:
                 break
         else:
             raise AssertionError(f"gatepost ended with {self.popen.wait()}: {self.banner}")
+        # What it says later must not fill the pipe: it would stand still.
+        self._rest: list[str] = []
+        self._reader = threading.Thread(target=self._rest.extend, args=[self.popen.stdout])
+        self._reader.start()
         found = re.search(r"listens on (\S+)", self.banner)
         assert found
         self.url = found[1]
+
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return self.banner + "".join(self._rest)
 
     def request(self, method: str, path: str, body: object = None, token: str = "") -> tuple[int, Any]:
         """Status and JSON of the answer."""
@@ -76,6 +86,7 @@ class Process:
         """Send a signal, wait for the end, return the exit code."""
         self.popen.send_signal(signal_)
         code = self.popen.wait(30)
+        self._reader.join(10)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
         return code

@@ -84,6 +84,12 @@ async def test_a_request_whose_statement_times_out_is_answered(client: Client, d
     assert await status_of(client, token) == 200
 
 
+async def test_a_timeout_is_no_traceback_in_the_log(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        await database.read(sleep, 30)
+    assert caplog.records == []
+
+
 async def test_a_real_cancellation_stays_one(database: Database) -> None:
     task = asyncio.create_task(database.read(sleep, 30))
     await asyncio.sleep(0)

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.server import WebServer
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows, status_of
-from tests.gatepost_process import gatepost, running
+from tests.gatepost_process import environment, gatepost, running
 
 OPEN = {"GATEPOST_ACCOUNTS__REGISTRATION": "open"}
 ADA = {"username": "ada", "password": PASSWORD}
@@ -166,6 +168,30 @@ def test_what_stands_in_the_way_of_starting_is_one_line_and_nothing_is_half_star
     assert "Traceback" not in done.stderr
     assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [(1,)]
     assert EmbeddedPostgres.attach(tmp_path / "gatepost-data") is None
+
+
+def test_sigterm_while_it_starts_ends_it_with_zero_and_stops_what_was_started(dsn: Dsn, tmp_path: Path) -> None:
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    holder.cursor().execute("LOCK gatepost.deployment_keys IN ACCESS EXCLUSIVE MODE")
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "gatepost", "run"],
+        cwd=tmp_path,
+        env=environment(GATEPOST_WEBSERVER__PORT="0", **environment_of(dsn)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = 'gatepost'"
+        deadline = time.monotonic() + 20
+        while not rows(dsn, waiting) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        starting.send_signal(signal.SIGTERM)
+        assert starting.communicate(timeout=20)[0] == ""
+        assert starting.returncode == 0
+    finally:
+        starting.kill()
+        holder.close()
 
 
 async def test_requests_in_flight_are_answered_when_the_server_stops(dsn: Dsn, tmp_path: Path) -> None:

@@ -82,6 +82,12 @@ def _translated() -> Iterator[None]:
         raise DatabaseUnavailable from error
 
 
+def _without_timeouts(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """aiopg reports each statement_timeout here, with a traceback, beside raising what we translate."""
+    if not isinstance(context.get("exception"), psycopg2.errors.QueryCanceled):
+        loop.default_exception_handler(context)
+
+
 class Database:
     """A database behind its engine, with deadlines.
 
@@ -97,6 +103,9 @@ class Database:
     @classmethod
     async def open(cls, dsn: Dsn, size: int) -> "Database":
         """Connect once, so that a wrong address fails here. Raises DatabaseUnavailable with the reason."""
+        loop = asyncio.get_running_loop()
+        if loop.get_exception_handler() is None:
+            loop.set_exception_handler(_without_timeouts)
         pool = Pool(dsn, size)
         pool.give_back(await pool.acquire())
         return cls(aiopg.sa.Engine(_DIALECT, pool, " ".join(dsn.hosts)), pool)

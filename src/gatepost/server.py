@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import signal
 import socket
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from aiohttp import web
 
@@ -101,6 +102,9 @@ class WebServer:
 
         Raises what `initializer` raises, and StartError when the address cannot be had.
         """
+        # aiohttp listens to SIGTERM only once `initializer` is done; as a container's first process we would be
+        # deaf until then.
+        signal.signal(signal.SIGTERM, _stop)
         with self._bind() as sock:
             web.run_app(
                 self.initializer(),
@@ -149,6 +153,10 @@ class WebServer:
             f"Log out:   curl -X DELETE -H 'Authorization: SESSION_ID' {url}/user",
         ]
         return "\n".join(lines)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise web.GracefulExit
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:
