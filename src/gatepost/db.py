@@ -158,8 +158,13 @@ class Database:
         """Run a query that changes something: never twice, and to its end even if the request is cancelled."""
         task = asyncio.ensure_future(self._run(query, *args, **kwargs))
         self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        task.add_done_callback(self._ended)
         return await asyncio.shield(task)
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # heard of, if only here: its request may be gone
 
     async def _run(
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
