@@ -19,16 +19,15 @@ from typing import Any
 import psycopg2
 import pytest
 
-from gatepost import embedded
-from gatepost.embedded import EmbeddedError, EmbeddedPostgres, Server
+from gatepost.embedded import EmbeddedError, EmbeddedPostgres, Server, binaries
 
 OWNER = Path(__file__).with_name("embedded_owner.py")
-SOURCE = Path(embedded.__file__).parents[1]
+SOURCE = Path(binaries.__file__).parents[2]
 NOBODY, STRANGER = 65534, 65533
 IS_ROOT = os.getuid() == 0
 as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 
-if not any((path / "initdb").exists() for path in embedded._binary_dirs(None)):
+if not any(binaries.find_binaries(None)):
     pytest.skip("no Postgres binaries", allow_module_level=True)
 
 
@@ -443,7 +442,7 @@ def test_a_big_log_starts_anew(make: Make, folder: Path, monkeypatch: pytest.Mon
     postgres = make()
     postgres.start()
     postgres.stop()
-    monkeypatch.setattr(embedded, "LOG_BYTES", 10)
+    monkeypatch.setattr("gatepost.embedded.server.LOG_BYTES", 10)
     postgres.start()
     assert (folder / "data/postgres.log").read_text().count("starting PostgreSQL") == 1
 
@@ -562,8 +561,8 @@ def test_root_works_below_a_folder_closed_to_the_servers_user(make: Make, folder
 def test_root_copies_binaries_that_the_servers_user_cannot_reach(
     make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "CACHE", folder / "cache")
-    prefix = next(path for path in embedded._binary_dirs(None) if (path / "initdb").exists()).parent
+    monkeypatch.setattr(binaries, "CACHE", folder / "cache")
+    prefix = next(binaries.find_binaries(None)).parent
     if not (prefix / "share").exists():
         pytest.skip("these binaries cannot be moved")
     closed = folder / "closed" / prefix.parent.name
@@ -581,13 +580,13 @@ def test_root_copies_binaries_that_the_servers_user_cannot_reach(
 
 @as_root
 def test_an_ordinary_user_runs_it_too(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "CACHE", folder / "cache")
-    found = next(path for path in embedded._binary_dirs(None) if (path / "initdb").exists())
-    binaries = embedded._copy_for_others(found) if (found.parent / "share").exists() else found
+    monkeypatch.setattr(binaries, "CACHE", folder / "cache")
+    found = next(binaries.find_binaries(None))
+    reachable = binaries.copy_for_others(found) if (found.parent / "share").exists() else found
     home = folder / "home"
     home.mkdir(0o700)
     os.chown(home, NOBODY, NOBODY)
-    more = ("--binaries", str(binaries), "--uid", str(NOBODY))
+    more = ("--binaries", str(reachable), "--uid", str(NOBODY))
     for _ in range(2):
         owner = run("own", home / "data", *more)
         assert process(owner.hear()["pid"], "uid") == str(NOBODY)

@@ -46,18 +46,20 @@ class Service:
 
     def answer(self, request: bytes) -> int:
         """Send these bytes; return the status of the answer, which must be sound and no 5xx."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
-            with connection.makefile("rb") as stream:
-                connection.sendall(request)
-                status = 100
-                while status < 200:
-                    line = stream.readline(1000)
-                    assert line.startswith(b"HTTP/1."), ("no answer", line)
-                    status = int(line.split()[1])
-                    head = b"".join(iter(lambda: stream.readline(10_000), b"\r\n"))
-                headers = BytesParser(policy=HTTP).parsebytes(head, headersonly=True)
-                bodiless = request.startswith(b"HEAD ") or status == 204
-                body = b"" if bodiless else stream.read(int(headers["Content-Length"]))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection,
+            connection.makefile("rb") as stream,
+        ):
+            connection.sendall(request)
+            status = 100
+            while status < 200:
+                line = stream.readline(1000)
+                assert line.startswith(b"HTTP/1."), ("no answer", line)
+                status = int(line.split()[1])
+                head = b"".join(iter(lambda: stream.readline(10_000), b"\r\n"))
+            headers = BytesParser(policy=HTTP).parsebytes(head, headersonly=True)
+            bodiless = request.startswith(b"HEAD ") or status == 204
+            body = b"" if bodiless else stream.read(int(headers["Content-Length"]))
         assert status < 500, (status, body)
         assert self.complaints == []
         if not bodiless and headers["Server"] == "gatepost":
@@ -259,17 +261,14 @@ bodies = st.one_of(
     json_bytes(), mutated_json(), deep_json(), st.binary(max_size=300), st.binary(min_size=8100, max_size=8300)
 )
 posts = st.sampled_from([b"/user", b"/account"])
+LENGTHENED = b'{"username":"%s","password":"correct horse battery"}'  # as normalising does some characters
 
 
 @fuzz(160)
 @given(path=posts, body=bodies, chunk=st.sampled_from([0, 0, 0, 1, 7, 5000]))
 @example(path=b"/user", body=b"", chunk=0)
-@example(
-    path=b"/account", body=b'{"username":"' + "İ".encode() * 128 + b'","password":"correct horse battery"}', chunk=0
-)
-@example(
-    path=b"/account", body=b'{"username":"' + "\ufb2c".encode() * 128 + b'","password":"correct horse"}', chunk=0
-)
+@example(path=b"/account", body=LENGTHENED % ("İ".encode() * 128), chunk=0)
+@example(path=b"/account", body=LENGTHENED % ("\ufb2c".encode() * 128), chunk=0)
 @example(path=b"/user", body=b"{" * 8192, chunk=1)
 def test_no_body_breaks_it(service: Service, path: bytes, body: bytes, chunk: int) -> None:
     status = service.answer(request(b"POST", path, body, chunk=chunk))
@@ -358,6 +357,7 @@ LOGIN = b'{"username":"ada","password":"not the right one"}'
     headers=st.lists(st.tuples(st.sampled_from(KNOWN[:-5]) | legal_names, meant_values | legal_values), max_size=6),
 )
 @example(what=(b"GET", b"/user"), headers=[(b"Authorization", b"\xff" * 100), (b"User-Agent", b"\xed\xa0\x80")])
+@example(what=(b"POST", b"/user"), headers=[(b"Expect", b"\x80")])
 def test_no_legal_header_breaks_it(service: Service, what: tuple[bytes, bytes], headers: Headers) -> None:
     method, path = what
     body = LOGIN if method == b"POST" else None

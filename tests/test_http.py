@@ -142,6 +142,14 @@ async def test_the_codes_of_aiohttps_own_errors_are_stable(client: Client) -> No
         assert (await exchange(client, request)).problem()["code"] == code
 
 
+@pytest.mark.parametrize("expectation", [b"the-unexpected", b"\x80", b"\xed\xa0\x80", b"100-continue, more"])
+async def test_an_expectation_nobody_can_meet_is_a_problem_and_no_500(client: Client, expectation: bytes) -> None:
+    for method, path in (("POST", "/user"), ("GET", "/user"), ("GET", "/nope"), ("PUT", "/user")):
+        answer = await exchange(client, raw(method, path, b"Expect: " + expectation))
+        assert answer.status in {417, 400, 401, 404, 405}, answer  # RFC 9110 lets a server pass over it, too
+        answer.problem()
+
+
 async def test_expect_100_continue_is_answered_before_the_body(client: Client, ada: dict[str, Any]) -> None:
     body = json.dumps({"username": "ada", "password": PASSWORD}).encode()
     assert (await exchange(client, raw("POST", "/user", b"Expect: 100-continue", body=body))).status == 200

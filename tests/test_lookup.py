@@ -38,7 +38,7 @@ def seed(dsn: Dsn, count: int) -> list[bytes]:
 @pytest.fixture
 async def lookup(dsn: Dsn) -> AsyncIterator[Lookup]:
     database = await Database.open(dsn, 2)
-    yield Lookup(database)
+    yield Lookup(database, 86400)
     await database.close()
 
 
@@ -81,9 +81,9 @@ async def test_a_batch_is_bounded(lookup: Lookup, dsn: Dsn, monkeypatch: pytest.
     sizes: list[int] = []
     honest = queries.live_sessions
 
-    async def listen(connection: Connection, hashes: list[bytes]) -> dict[bytes, Session]:
+    async def listen(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
         sizes.append(len(hashes))
-        return await honest(connection, hashes)
+        return await honest(connection, hashes, idle)
 
     monkeypatch.setattr(queries, "live_sessions", listen)
     found = await asyncio.gather(*(lookup.find(t) for t in seed(dsn, 35)))

@@ -180,8 +180,19 @@ class SessionsConfig(_Section):
     """How long a login lasts."""
 
     lifetime: int = Field(30 * 86400, ge=60, le=366 * 86400, description="Seconds from login to expiry.")
+    idle_timeout: int = Field(
+        14 * 86400, ge=300, le=366 * 86400, description="Seconds without a request after which a session ends."
+    )
     max_per_user: int = Field(
         10, ge=1, le=1000, description="Sessions a user may have at once; at one more, the oldest ends."
+    )
+
+
+class EventsConfig(_Section):
+    """The record of what happened."""
+
+    retention: int = Field(
+        365 * 86400, ge=3600, le=3660 * 86400, description="Seconds after which an event is deleted."
     )
 
 
@@ -210,6 +221,7 @@ class Config(BaseSettings):
     accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
     passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
+    events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
 
     @classmethod
     def settings_customise_sources(

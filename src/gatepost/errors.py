@@ -74,6 +74,39 @@ class InvalidCredentials(Unauthorized):
     code = "invalid_credentials"
 
 
+class Forbidden(Problem):
+    """This is not for you."""
+
+    status = 403
+    code = "forbidden"
+
+
+class ForeignOrigin(Forbidden):
+    """A page of another origin may not do this with your cookie."""
+
+    code = "foreign_origin"
+
+
+class WrongPassword(Forbidden):
+    """The current password is wrong."""
+
+    code = "wrong_password"
+
+
+class NotFound(Problem):
+    """There is no such thing."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(Problem):
+    """This cannot be done as things stand."""
+
+    status = 409
+    code = "conflict"
+
+
 class RegistrationClosed(Problem):
     """Accounts are created by the operator of this service."""
 

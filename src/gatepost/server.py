@@ -5,21 +5,26 @@ import contextlib
 import errno
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 from aiohttp import web
 
 from gatepost import schema
 from gatepost.accounts import handlers as accounts
+from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
+from gatepost.errors import DatabaseUnavailable
 from gatepost.ops import handlers as ops
 from gatepost.sessions import handlers as sessions
-from gatepost.sessions.guard import LOOKUP
+from gatepost.sessions import upkeep
+from gatepost.sessions.guard import LAST_SEEN, LOOKUP
 from gatepost.sessions.lookup import Lookup
+from gatepost.sessions.upkeep import LastSeen
 from gatepost.web import CONFIG, CREDENTIALS, DATABASE, MAX_BODY, cors, log, problems, set_common_headers
 
 ROUTES = [*sessions.routes, *accounts.routes, *ops.routes]
@@ -76,7 +81,14 @@ class WebServer:
         self._resources.callback(credentials.close)
         self.app[DATABASE] = database
         self.app[CREDENTIALS] = credentials
-        self.app[LOOKUP] = Lookup(lookups)
+        self.app[LOOKUP] = Lookup(lookups, self.config.sessions.idle_timeout)
+        await self._start_upkeep(database)
+
+    async def _start_upkeep(self, database: Database) -> None:
+        last_seen = self.app[LAST_SEEN] = LastSeen(database)
+        self._resources.push_async_callback(_at_last, last_seen.write)
+        await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
+        await self._resources.enter_async_context(every(upkeep.INTERVAL, partial(upkeep.sweep, database)))
 
     async def _start_postgres(self) -> Dsn:
         db = self.config.db
@@ -153,6 +165,12 @@ class WebServer:
             f"Log out:   curl -X DELETE -H 'Authorization: SESSION_ID' {url}/user",
         ]
         return "\n".join(lines)
+
+
+async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
+    """Do it once more before the end; if the database is gone, so be it."""
+    with contextlib.suppress(DatabaseUnavailable):
+        await work()
 
 
 def _stop(*_: object) -> NoReturn:

@@ -5,7 +5,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, INET, JSONB, TIMESTAMP, UUID
 
-__all__ = ["SCHEMA", "deployment_keys", "events", "metadata", "passwords", "sessions", "users"]
+__all__ = ["SCHEMA", "deployment_keys", "events", "metadata", "password_resets", "passwords", "sessions", "users"]
 
 SCHEMA = "gatepost"
 
@@ -52,7 +52,11 @@ users = sa.Table(
     sa.CheckConstraint("jsonb_typeof(profile) = 'object'", name="profile_object"),
     sa.CheckConstraint("octet_length(profile::text) <= 8192", name="profile_size"),
     sa.CheckConstraint("epoch > 0", name="epoch_positive"),
+    sa.CheckConstraint("cardinality(roles) <= 32", name="roles_count"),
 )
+# The few that an operator looks for among the many: who has a role, who is disabled. By name, as lists are paged.
+sa.Index("users_with_roles_idx", users.c.canonical, postgresql_where=sa.text("roles <> '{}'::text[]"))
+sa.Index("users_disabled_idx", users.c.canonical, postgresql_where=sa.text("disabled_at IS NOT NULL"))
 
 # A table of its own: a listing of users cannot leak a digest, and its grants can differ.
 passwords = sa.Table(
@@ -98,6 +102,26 @@ sessions = sa.Table(
     sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
     # The cap on sessions asks for a user's newest; so does the foreign key's cascade.
     sa.Index(None, "user_id", "created_at"),
+    # The sweeper looks for the expired. Not last_seen_at: an index there would make each touch of it dear.
+    sa.Index(None, "expires_at"),
+)
+
+# A password reset that an operator has started. One at a time for a user; gone once it is used.
+password_resets = sa.Table(
+    "password_resets",
+    metadata,
+    sa.Column(
+        "user_id",
+        UUID(as_uuid=True),
+        sa.ForeignKey(users.c.id, ondelete="CASCADE"),
+        primary_key=True,
+        nullable=False,
+    ),
+    # SHA-256 of the code: 128 random bits need no slow hash.
+    sa.Column("code_hash", BYTEA, nullable=False, unique=True),
+    _now("created_at"),
+    sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
+    sa.CheckConstraint("octet_length(code_hash) = 32", name="code_hash_length"),
 )
 
 # What happened. user_id is no foreign key: an event outlives the account it speaks of.
@@ -117,7 +141,8 @@ events = sa.Table(
     sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
     sa.CheckConstraint("kind ~ '^[a-z]+(_[a-z]+)*$'", name="kind_form"),
     sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
-    sa.Index(None, "user_id", "at"),
+    sa.Index(None, "user_id", "id"),
+    sa.Index(None, "kind", "id"),
     sa.Index(None, "at"),
 )
 

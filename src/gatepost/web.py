@@ -16,7 +16,15 @@ from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.credentials import Credentials
 from gatepost.db import Database
-from gatepost.errors import BadRequest, FieldError, InvalidBody, Problem, Unauthorized, UnsupportedMediaType
+from gatepost.errors import (
+    BadRequest,
+    FieldError,
+    ForeignOrigin,
+    InvalidBody,
+    Problem,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
@@ -113,8 +121,7 @@ async def set_common_headers(request: web.Request, response: web.StreamResponse)
 def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     """A signal that lets pages of these origins read our answers (the Fetch standard's CORS protocol).
 
-    The preflight is the OPTIONS answer that every resource gives anyway. No credentials mode: the token travels
-    in a header that the page sets itself.
+    The preflight is the OPTIONS answer that every resource gives anyway.
     """
     allowed = frozenset(origin.lower() for origin in origins)
 
@@ -124,6 +131,7 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
         if origin.lower() not in allowed:
             return
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
         response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "Retry-After, X-Request-ID"
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = response.headers.get(hdrs.ALLOW, "")
@@ -149,6 +157,18 @@ async def read_body(request: web.Request, model: type[Model], *, any_content_typ
     value = strictjson.decode(await request.read())
     if not isinstance(value, dict):
         raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
+    return _validate(model, value)
+
+
+def read_query(request: web.Request, model: type[Model]) -> Model:
+    """The request's query string as ``model``. Raises InvalidBody (422) naming each parameter."""
+    query = request.query
+    if twice := sorted({name for name in query if len(query.getall(name)) > 1}):
+        raise InvalidBody([FieldError(name, "twice", "is given more than once") for name in twice])
+    return _validate(model, dict(query))
+
+
+def _validate(model: type[Model], value: dict[str, Any]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -178,18 +198,68 @@ _TOKEN = re.compile(
 )
 
 
-def bearer_token(request: web.Request) -> str:
-    """The session token of a request, raw or after ``Bearer`` (RFC 6750; the scheme in any case).
+# The __Host- prefix binds the cookie to this very host over TLS. Without TLS, on the developer's own machine,
+# browsers do not take it; there and only there it has a plain name.
+_COOKIE = "__Host-session"
+_LOCAL_COOKIE = "session"
+_LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII)
+_SAFE_METHODS = {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS}
 
-    Raises Unauthorized for none or one that is no token, BadRequest for two headers.
+
+def session_token(request: web.Request) -> str:
+    """The session token of a request: from ``Authorization``, raw or after ``Bearer`` (RFC 6750; the scheme in any
+    case), else from the session cookie.
+
+    Raises Unauthorized for none or one that is no token, BadRequest for two headers, and ForeignOrigin when the
+    cookie of a request that may change something comes with a page of another origin.
     """
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
     if len(values) > 1:
         raise BadRequest("There are two Authorization headers.", code="two_authorizations")
-    match = _TOKEN.fullmatch(values[0]) if values else None
+    if values:
+        match = _TOKEN.fullmatch(values[0])
+    else:
+        match = _TOKEN.fullmatch(request.cookies.get(_cookie_name(request), ""))
+        if match and request.method not in _SAFE_METHODS:
+            demand_own_origin(request)
     if not match:
         raise Unauthorized
     return match[1]
+
+
+def demand_own_origin(request: web.Request) -> None:
+    """Raise ForeignOrigin unless the browser says that a page of ours or of a configured origin sent this.
+
+    ``Sec-Fetch-Site`` is the browser's own word (Fetch Metadata); where it is missing, ``Origin`` is compared with
+    ``Host``. The scheme is left out: behind a proxy we do not know ours.
+    """
+    origin = request.headers.get(hdrs.ORIGIN, "").lower()
+    if origin in request.app[CONFIG].webserver.cors_origins:
+        return
+    site = request.headers.get("Sec-Fetch-Site")
+    same_host = origin.partition("://")[2] == request.headers.get(hdrs.HOST, "").lower() != ""
+    if not (site == "same-origin" if site else same_host):
+        raise ForeignOrigin
+
+
+def set_session_cookie(request: web.Request, response: web.Response, token: str) -> None:
+    """Give the token to a browser, where no script can read it."""
+    response.set_cookie(
+        _cookie_name(request), token, path="/", httponly=True, secure=not _is_local(request), samesite="Lax"
+    )
+
+
+def drop_session_cookie(request: web.Request, response: web.Response) -> None:
+    """Take the cookie back."""
+    response.del_cookie(_cookie_name(request), path="/", httponly=True, secure=not _is_local(request), samesite="Lax")
+
+
+def _is_local(request: web.Request) -> bool:
+    return _LOCAL_HOST.fullmatch(request.headers.get(hdrs.HOST, "")) is not None
+
+
+def _cookie_name(request: web.Request) -> str:
+    return _LOCAL_COOKIE if _is_local(request) else _COOKIE
 
 
 def client_ip(request: web.Request) -> str | None:

@@ -1,10 +1,14 @@
 """`/account`: having one."""
 
+from typing import TypedDict
+
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy, queries
-from gatepost.errors import RegistrationClosed
+from gatepost.errors import Overloaded, RegistrationClosed, UsernameTaken
+from gatepost.operation import operation
+from gatepost.sessions.session import UserDocument
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
@@ -25,6 +29,13 @@ class Registration(BaseModel):
     password: str = Field(repr=False)
 
 
+class AccountAnswer(TypedDict):
+    """An account."""
+
+    user: UserDocument
+
+
+@operation(AccountAnswer, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded))
 async def register(request: web.Request) -> web.Response:
     """Create an account."""
     config = request.app[CONFIG]
@@ -36,7 +47,7 @@ async def register(request: web.Request) -> web.Response:
     user = await request.app[DATABASE].write(
         queries.create, username, canonical, password, ip=client_ip(request), user_agent=user_agent(request)
     )
-    return json_response({"user": user.public()}, status=201)
+    return json_response(AccountAnswer(user=user.public()), status=201)
 
 
 routes = [web.post("/account", register)]

@@ -4,25 +4,50 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from gatepost.errors import Unauthorized
+from gatepost.errors import Forbidden, Unauthorized
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
-from gatepost.web import Handler, bearer_token
+from gatepost.sessions.upkeep import LastSeen
+from gatepost.web import Handler, session_token
 
 LOOKUP = web.AppKey("lookup", Lookup)
+LAST_SEEN = web.AppKey("last_seen", LastSeen)
 
 GuardedHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
-def guarded(handler: GuardedHandler) -> Handler:
-    """Give ``handler`` the session whose token the request carries; without one it is 401, before the handler."""
+async def caller(request: web.Request) -> Session:
+    """The session whose token the request carries. Raises Unauthorized, DatabaseUnavailable."""
+    session = await request.app[LOOKUP].find(hash_token(session_token(request)))
+    if session is None:
+        raise Unauthorized
+    request.app[LAST_SEEN].saw(session.handle)
+    return session
 
+
+def guarded(handler: GuardedHandler) -> Handler:
+    """Give ``handler`` its caller; without a session it is 401, before the handler."""
+    return _guard(handler, None)
+
+
+def guarded_for(role: str) -> Callable[[GuardedHandler], Handler]:
+    """`guarded`, and 403 for a caller without this role."""
+    return lambda handler: _guard(handler, role)
+
+
+def _guard(handler: GuardedHandler, role: str | None) -> Handler:
     async def guard(request: web.Request) -> web.StreamResponse:
-        session = await request.app[LOOKUP].find(hash_token(bearer_token(request)))
-        if session is None:
-            raise Unauthorized
+        session = await caller(request)
+        if role is not None and role not in session.roles:
+            raise Forbidden
         return await handler(request, session)
 
     guard.__name__ = getattr(handler, "__name__", "guarded")
     guard.__doc__ = handler.__doc__
+    guard.__dict__.update(handler.__dict__)  # what `operation` has noted of it
+    GUARDED[guard] = role
     return guard
+
+
+GUARDED: dict[Handler, str | None] = {}
+"""Every guarded handler and the role it demands: what the test of the route table asks."""

@@ -2,23 +2,35 @@
 
 import contextlib
 import uuid
+from typing import Literal, TypedDict
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
-from gatepost.errors import InvalidCredentials, Problem, Unauthorized, Unavailable
+from gatepost.errors import (
+    ForeignOrigin,
+    InvalidCredentials,
+    Overloaded,
+    Problem,
+    Unauthorized,
+    Unavailable,
+)
 from gatepost.names import InvalidName, canonical
+from gatepost.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded
-from gatepost.sessions.session import Session, hash_token, timestamp
+from gatepost.sessions.session import Session, SessionDocument, UserDocument, hash_token, timestamp
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
     DATABASE,
-    bearer_token,
     client_ip,
+    demand_own_origin,
+    drop_session_cookie,
     json_response,
     read_body,
+    session_token,
+    set_session_cookie,
     user_agent,
 )
 
@@ -30,8 +42,31 @@ class Login(BaseModel):
 
     username: str
     password: str = Field(repr=False)
+    cookie: bool = False
 
 
+class LoginAnswer(TypedDict):
+    """A new session; its token is told here and never again."""
+
+    session_id: str
+    expires_at: str
+    user: UserDocument
+
+
+class WhoAmIAnswer(TypedDict):
+    """A user and the session that speaks for it."""
+
+    user: UserDocument
+    session: SessionDocument
+
+
+class Done(TypedDict):
+    """It is done."""
+
+    status: Literal["success"]
+
+
+@operation(LoginAnswer, body=Login, problems=(InvalidCredentials, Overloaded, ForeignOrigin), any_content_type=True)
 async def log_in(request: web.Request) -> web.Response:
     """Open a session."""
     login = await read_body(request, Login, any_content_type=True)
@@ -39,6 +74,8 @@ async def log_in(request: web.Request) -> web.Response:
         name = canonical(login.username)
     except InvalidName:
         name = None  # nobody's; treated as any unknown name from here on
+    if login.cookie and hdrs.ORIGIN in request.headers:
+        demand_own_origin(request)  # else a foreign page could sign its visitor in as somebody else
     for _ in range(2):
         try:
             token, opened = await _attempt(request, login, name)
@@ -46,9 +83,11 @@ async def log_in(request: web.Request) -> web.Response:
             continue
         if opened is None:
             raise InvalidCredentials
-        return json_response(
-            {"session_id": token, "expires_at": timestamp(opened.expires_at), "user": opened.user.public()}
-        )
+        answer = LoginAnswer(session_id=token, expires_at=timestamp(opened.expires_at), user=opened.user.public())
+        response = json_response(answer)
+        if login.cookie:
+            set_session_cookie(request, response, token)
+        return response
     raise Unavailable("The password was being changed: try again.")
 
 
@@ -75,21 +114,30 @@ async def _attempt(request: web.Request, login: Login, name: str | None) -> tupl
     return token, opened
 
 
+@operation(WhoAmIAnswer)
 @guarded
 async def who_am_i(_request: web.Request, session: Session) -> web.Response:
     """Whose session this is, and until when."""
     return web.Response(text=session.document, content_type="application/json")
 
 
+@operation(Done, problems=(Unauthorized, ForeignOrigin))
 async def log_out(request: web.Request) -> web.Response:
     """End the session, everywhere and at once."""
-    token_hash = hash_token(bearer_token(request))
+    token_hash = hash_token(session_token(request))
     ended = await request.app[DATABASE].write(
-        queries.end_session, token_hash, ip=client_ip(request), user_agent=user_agent(request)
+        queries.end_session,
+        token_hash,
+        request.app[CONFIG].sessions.idle_timeout,
+        ip=client_ip(request),
+        user_agent=user_agent(request),
     )
     if not ended:
         raise Unauthorized
-    return json_response({"status": "success"})
+    response = json_response(Done(status="success"))
+    if request.cookies:
+        drop_session_cookie(request, response)
+    return response
 
 
 routes = [

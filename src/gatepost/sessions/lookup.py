@@ -22,10 +22,14 @@ _Waiting = defaultdict[bytes, list["asyncio.Future[Session | None]"]]
 
 
 class Lookup:
-    """Finds live sessions by token hash over ``database``, whose connections nothing else uses."""
+    """Finds live sessions by token hash over ``database``, whose connections nothing else uses.
 
-    def __init__(self, database: Database) -> None:
+    ``idle_timeout``: seconds without a request after which a session no longer counts.
+    """
+
+    def __init__(self, database: Database, idle_timeout: int) -> None:
         self._database = database
+        self._idle_timeout = idle_timeout
         self._waiting: _Waiting = defaultdict(list)
         self._workers: set[asyncio.Task[None]] = set()
 
@@ -43,7 +47,7 @@ class Lookup:
         while self._waiting:
             batch = self._next_batch()
             try:
-                found = await self._database.read(queries.live_sessions, list(batch))
+                found = await self._database.read(queries.live_sessions, list(batch), self._idle_timeout)
             except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
                 for answer in _still_awaited(batch.values()):
                     answer.set_exception(error)

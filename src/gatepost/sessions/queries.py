@@ -24,14 +24,15 @@ _LIVE_SESSIONS = Statement("""
     FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
     WHERE s.token_hash = ANY (CAST(:hashes AS bytea[]))
         AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
+        AND s.last_seen_at > clock_timestamp() - make_interval(secs => :idle_timeout)
 """)
 
 
-async def live_sessions(connection: Connection, hashes: Sequence[bytes]) -> dict[bytes, Session]:
-    """Those of the sessions with these token hashes that are valid now."""
+async def live_sessions(connection: Connection, hashes: Sequence[bytes], idle_timeout: int) -> dict[bytes, Session]:
+    """Those of the sessions with these token hashes that are valid now. ``idle_timeout`` in seconds."""
     # One literal instead of one quoted value per hash: half the driver's time for a large batch.
     literal = "{" + ",".join([f'"\\\\x{token_hash.hex()}"' for token_hash in hashes]) + "}"
-    rows = await _LIVE_SESSIONS.all(connection, hashes=literal)
+    rows = await _LIVE_SESSIONS.all(connection, hashes=literal, idle_timeout=idle_timeout)
     return {bytes(row[0]): Session(*row[1:]) for row in rows}
 
 
@@ -167,6 +168,7 @@ _END_SESSION = Statement("""
         DELETE FROM gatepost.sessions s USING gatepost.users u
         WHERE s.token_hash = :token_hash AND u.id = s.user_id AND u.epoch = s.epoch
             AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
+            AND s.last_seen_at > clock_timestamp() - make_interval(secs => :idle_timeout)
         RETURNING s.user_id, s.handle
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
@@ -176,7 +178,39 @@ _END_SESSION = Statement("""
 """)
 
 
-async def end_session(connection: Connection, token_hash: bytes, *, ip: str | None, user_agent: str | None) -> bool:
-    """End the live session with this token hash; False when there is none."""
-    row = await _END_SESSION.first(connection, token_hash=token_hash, ip=ip, user_agent=user_agent)
+async def end_session(
+    connection: Connection, token_hash: bytes, idle_timeout: int, *, ip: str | None, user_agent: str | None
+) -> bool:
+    """End the live session with this token hash; False when there is none. ``idle_timeout`` in seconds."""
+    row = await _END_SESSION.first(
+        connection, token_hash=token_hash, idle_timeout=idle_timeout, ip=ip, user_agent=user_agent
+    )
     return row is not None
+
+
+_TOUCH = Statement("""
+    UPDATE gatepost.sessions SET last_seen_at = clock_timestamp() WHERE token_hash IN (
+        SELECT token_hash FROM gatepost.sessions
+        WHERE handle = ANY (CAST(:handles AS uuid[])) AND last_seen_at < clock_timestamp() - interval '30 s'
+        ORDER BY token_hash FOR NO KEY UPDATE SKIP LOCKED)
+""")
+
+
+async def touch(connection: Connection, handles: Sequence[str]) -> None:
+    """These sessions were in use just now. One that another node is touching is left to it."""
+    await _TOUCH.all(connection, handles=list(handles))
+
+
+# An advisory lock lets one node sweep at a time; it ends with the statement.
+_SWEEP_SESSIONS = Statement("""
+    DELETE FROM gatepost.sessions WHERE token_hash IN (
+        SELECT token_hash FROM gatepost.sessions
+        WHERE expires_at < clock_timestamp() AND (SELECT pg_try_advisory_xact_lock(:lock))
+        ORDER BY expires_at LIMIT :most FOR UPDATE SKIP LOCKED)
+    RETURNING 1
+""")
+
+
+async def sweep_sessions(connection: Connection, lock: int, most: int) -> int:
+    """Delete up to ``most`` expired sessions; how many there were. (Idle ones expire as well, later.)"""
+    return len(await _SWEEP_SESSIONS.all(connection, lock=lock, most=most))

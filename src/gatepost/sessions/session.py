@@ -2,7 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 from uuid import UUID
 
 
@@ -16,6 +16,26 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat()
 
 
+class UserDocument(TypedDict):
+    """The ``user`` object of the API."""
+
+    id: str
+    username: str
+    roles: list[str]
+    profile: dict[str, Any]
+
+
+class SessionDocument(TypedDict):
+    """The ``session`` object of the API."""
+
+    handle: str
+    created_at: str
+    last_seen_at: str
+    expires_at: str
+    ip: str | None
+    user_agent: str | None
+
+
 class User(NamedTuple):
     """A user as others see them."""
 
@@ -24,8 +44,8 @@ class User(NamedTuple):
     roles: list[str]
     profile: dict[str, Any]
 
-    def public(self) -> dict[str, Any]:
-        """The ``user`` object of the API."""
+    def public(self) -> UserDocument:
+        """As the API shows it."""
         return {
             "id": str(self.id),
             "username": self.username,

@@ -1,0 +1,66 @@
+"""What lists, sweeps and password resets need."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create it."""
+    op.create_table(
+        "password_resets",
+        sa.Column("user_id", postgresql.UUID(), nullable=False),
+        sa.Column("code_hash", postgresql.BYTEA(), nullable=False),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("clock_timestamp()"),
+            nullable=False,
+        ),
+        sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.CheckConstraint("octet_length(code_hash) = 32", name=op.f("password_resets_code_hash_length_check")),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["gatepost.users.id"], name=op.f("password_resets_user_id_fkey"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("user_id", name=op.f("password_resets_pkey")),
+        sa.UniqueConstraint("code_hash", name=op.f("password_resets_code_hash_key")),
+        schema="gatepost",
+    )
+    op.create_check_constraint(
+        op.f("users_roles_count_check"), "users", "cardinality(roles) <= 32", schema="gatepost"
+    )
+    op.create_index(
+        "users_with_roles_idx",
+        "users",
+        ["canonical"],
+        schema="gatepost",
+        postgresql_where=sa.text("roles <> '{}'::text[]"),
+    )
+    op.create_index(
+        "users_disabled_idx",
+        "users",
+        ["canonical"],
+        schema="gatepost",
+        postgresql_where=sa.text("disabled_at IS NOT NULL"),
+    )
+    op.create_index(op.f("sessions_expires_at_idx"), "sessions", ["expires_at"], schema="gatepost")
+    op.drop_index(op.f("events_user_id_at_idx"), table_name="events", schema="gatepost")
+    op.create_index(op.f("events_user_id_id_idx"), "events", ["user_id", "id"], schema="gatepost")
+    op.create_index(op.f("events_kind_id_idx"), "events", ["kind", "id"], schema="gatepost")
+
+
+def downgrade() -> None:
+    """Drop it."""
+    op.drop_index(op.f("events_kind_id_idx"), table_name="events", schema="gatepost")
+    op.drop_index(op.f("events_user_id_id_idx"), table_name="events", schema="gatepost")
+    op.create_index(op.f("events_user_id_at_idx"), "events", ["user_id", "at"], schema="gatepost")
+    op.drop_index(op.f("sessions_expires_at_idx"), table_name="sessions", schema="gatepost")
+    op.drop_index("users_disabled_idx", table_name="users", schema="gatepost")
+    op.drop_index("users_with_roles_idx", table_name="users", schema="gatepost")
+    op.drop_constraint(op.f("users_roles_count_check"), "users", schema="gatepost")
+    op.drop_table("password_resets", schema="gatepost")

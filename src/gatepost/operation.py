@@ -1,0 +1,43 @@
+"""What a handler takes and gives, noted beside it in its own types; the OpenAPI document is made from these notes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from gatepost.errors import Problem
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``answer``: the TypedDict of a good answer, None for an empty body. ``problems``: those this handler raises
+    by itself; what reading a body, a token or the database can raise is known without being said.
+    """
+
+    answer: type[Any] | None
+    status: int = 200
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    problems: tuple[type[Problem], ...] = ()
+    any_content_type: bool = False
+
+
+def operation(
+    answer: type[Any] | None,
+    *,
+    status: int = 200,
+    body: type[BaseModel] | None = None,
+    query: type[BaseModel] | None = None,
+    problems: tuple[type[Problem], ...] = (),
+    any_content_type: bool = False,
+) -> Callable[[HandlerT], HandlerT]:
+    """Note an `Operation` on a handler; its docstring is the summary."""
+
+    def note(handler: HandlerT) -> HandlerT:
+        handler.__operation__ = Operation(answer, status, body, query, problems, any_content_type)  # type: ignore[attr-defined]
+        return handler
+
+    return note

@@ -1,0 +1,38 @@
+"""What sessions need now and then: when each was last seen, and an end for those that have expired."""
+
+from gatepost.db import Database
+from gatepost.sessions import queries
+
+# Seconds between two rounds, of either.
+INTERVAL = 60.0
+# Rows in one statement: a lock held for milliseconds.
+BATCH = 1000
+_SWEEP_LOCK = 0x67617465_73776570  # "gateswep"
+
+
+class LastSeen:
+    """The sessions in use since the last round, written in one batch a minute instead of once a check."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._handles: set[str] = set()
+
+    def saw(self, handle: str) -> None:
+        """Remember that this session is in use."""
+        self._handles.add(handle)
+
+    async def write(self) -> None:
+        """Write down those remembered; on failure they stay so. Raises DatabaseUnavailable."""
+        while self._handles:
+            batch = [self._handles.pop() for _ in range(min(BATCH, len(self._handles)))]
+            try:
+                await self._database.write(queries.touch, batch)
+            except BaseException:
+                self._handles.update(batch)
+                raise
+
+
+async def sweep(database: Database) -> None:
+    """Delete expired sessions in small batches, until there are few. Raises DatabaseUnavailable."""
+    while await database.write(queries.sweep_sessions, _SWEEP_LOCK, BATCH) == BATCH:
+        pass
