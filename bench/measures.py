@@ -50,10 +50,10 @@ def memory(service: Service, when: str) -> list[Figure]:
     watcher = [pid for pid in processes.descendants(service.pid) if pid not in postgres]
     key = when.replace(" ", "_")
     target = Target(75.0, at_most=True) if when == "at rest" else None
-    pss = processes.pss_mb_without_us(service.pid)
+    alone, pss = processes.pss_mb_alone(service.pid), processes.pss_mb(service.pid)
     return [
-        Figure(f"pss_{key}", f"the process, {when} (PSS)", [pss], "MB", 1, target),
-        Figure(f"rss_{key}", f"the process, {when} (RSS)", [processes.rss_mb(service.pid)], "MB", 1),
+        Figure(f"pss_alone_{key}", f"the process, {when} (PSS, no other Python running)", [alone], "MB", 1, target),
+        Figure(f"pss_{key}", f"the process, {when} (PSS, as it was here)", [pss], "MB", 1),
         Figure(
             f"postgres_pss_{key}",
             f"embedded Postgres, {when} (PSS of its {len(postgres)} processes)",
@@ -71,16 +71,26 @@ class _Cpu:
 
     server: float
     postgres: float
+    server_waited: float
+    """How long the server was ready to run and had no processor: wrk and Postgres need some too."""
 
     @classmethod
     def of(cls, service: Service) -> "_Cpu":
         if not processes.AVAILABLE:
-            return cls(0, 0)
+            return cls(0, 0, 0)
         backends = processes.descendants(service.postgres.pid)
-        return cls(processes.cpu_seconds(service.pid), sum(map(processes.cpu_seconds, backends)))
+        return cls(
+            processes.cpu_seconds(service.pid),
+            sum(map(processes.cpu_seconds, backends)),
+            processes.waiting_seconds(service.pid),
+        )
 
     def since(self, before: "_Cpu") -> "_Cpu":
-        return _Cpu(self.server - before.server, self.postgres - before.postgres)
+        return _Cpu(
+            self.server - before.server,
+            self.postgres - before.postgres,
+            self.server_waited - before.server_waited,
+        )
 
 
 class _Others:
@@ -168,6 +178,10 @@ def checks(
                     ("wrk", "wrk", [r.cpu_seconds / r.requests * 1e6 for r, _ in rows]),
                 )
             ]
+            waited = [cpu.server_waited / r.seconds * 100 for r, cpu in rows]
+            figures.append(
+                Figure(f"{name}_waited", f"{name}s, the server waited for a processor", waited, "% of time", 0)
+            )
     return figures + _others_figures("check", others), _others_notes("session checks", others)
 
 

@@ -30,6 +30,11 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK if fields else 0.0
 
 
+def waiting_seconds(pid: int) -> float:
+    """How long a process' first thread has been ready to run while the processors ran others."""
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text("ascii").split()[1]) / 1e9
+
+
 def machine_busy_seconds() -> float:
     """Processor time that was used on this machine since it started, or was taken from it by its host."""
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
@@ -43,18 +48,15 @@ def pss_mb(pid: int) -> float:
     return sum(pss for _, _, pss in _mappings(pid)) * 1024 / 1e6
 
 
-def pss_mb_without_us(pid: int) -> float:
-    """The same, but what it shares with this very process counts in full.
+def pss_mb_alone(pid: int) -> float:
+    """The same, were it the only Python on the machine.
 
-    The benchmark loads many of the service's libraries; the figure is to be that of a service alone.
+    This very process loads many of the service's libraries, so what both have loaded counts in full; except for
+    what its children, who are always there, have loaded too (the C library).
     """
-    ours = {file for file, _, _ in _mappings(os.getpid())} - {""}
+    children = {file for child in descendants(pid) for file, _, _ in _mappings(child)}
+    ours = {file for file, _, _ in _mappings(os.getpid())} - children - {""}
     return sum(rss if file in ours else pss for file, rss, pss in _mappings(pid)) * 1024 / 1e6
-
-
-def rss_mb(pid: int) -> float:
-    """Memory of a process in MB, what it shares counted in full."""
-    return sum(rss for _, rss, _ in _mappings(pid)) * 1024 / 1e6
 
 
 def _mappings(pid: int) -> list[tuple[str, int, int]]:
@@ -66,7 +68,7 @@ def _mappings(pid: int) -> list[tuple[str, int, int]]:
     found: list[tuple[str, int, int]] = []
     file, rss = "", 0
     for line in lines:
-        name, *values = line.split()
+        name, *values = line.split(maxsplit=5)
         if not name.endswith(":"):  # addresses, permissions, offset, device, inode, path
             file = values[4] if len(values) > 4 and values[3] != "0" else ""
         elif name == "Rss:":

@@ -20,7 +20,7 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient
+from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
 from gatepost import schema
@@ -203,6 +203,14 @@ def config(dsn: Dsn) -> Config:
     )
 
 
+class ProductionServer(TestServer):
+    """With the runner that `gatepost run` has: aiohttp's own passes over the options and cancels handlers."""
+
+    async def _make_runner(self, **kwargs: Any) -> web.BaseRunner:
+        options = {**kwargs, "handler_cancellation": False, **WebServer.runner_options}
+        return await super()._make_runner(**options)
+
+
 StartServer = Callable[[Config], Awaitable[Client]]
 
 
@@ -211,8 +219,7 @@ def start_server(aiohttp_client: Callable[..., Awaitable[Client]]) -> StartServe
     """Start a server of this configuration on a free port; the client speaks real HTTP to it."""
 
     async def start(config: Config) -> Client:
-        server = WebServer(config)
-        return await aiohttp_client(await server.initializer(), server_kwargs=server.runner_options)
+        return await aiohttp_client(ProductionServer(await WebServer(config).initializer()))
 
     return start
 
@@ -227,6 +234,9 @@ async def ada(client: Client) -> dict[str, Any]:
     """A registered user."""
     return await register(client, "ada")
 
+
+# Containers are ended by their context managers, so no second container has to watch over them.
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 CountRoundTrips = Callable[[], contextlib.AbstractContextManager[list[str]]]
 

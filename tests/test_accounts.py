@@ -203,6 +203,7 @@ async def test_nothing_of_a_long_password_is_cut_off(client: Client) -> None:
         [
             ("q" * 1024, "q" * 1023),
             ("q" * 1024, "q" * 1023 + "p"),
+            ("q" * 1024, "q" * 1025),
             ("q" * 80 + "r", "q" * 80 + "s"),
             ("é" * 1024, "é" * 1023 + "è"),
         ]

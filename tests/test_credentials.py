@@ -11,9 +11,10 @@ import argon2
 import pytest
 from pydantic import SecretStr
 
-from gatepost import credentials as module
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import Credentials, InvalidPassword, MissingPepper, Setting, Stored, prepare
+from gatepost.credentials import Credentials, InvalidPassword, MissingPepper, Setting, Stored, cores, hashing, prepare
+from gatepost.credentials import password as module
+from gatepost.credentials.kinds import Kind
 from gatepost.db import Database, Dsn
 from gatepost.errors import Overloaded, Unavailable
 from tests.conftest import CHEAP, PASSWORD, rows
@@ -133,7 +134,7 @@ async def test_a_pepper_that_is_still_needed_and_missing_is_said_at_start(dsn: D
         dsn,
         "WITH u AS (INSERT INTO gatepost.users (username, canonical) VALUES ('a', 'a') RETURNING id) "
         "INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper) "
-        "SELECT id, '$argon2id$x', sha256(''), 'opaque', '2019' FROM u",
+        "SELECT id, '$argon2id$v=19$m=8192,t=1,p=1$c29tZXNhbHRzb21lc2FsdA', sha256(''), 'opaque', '2019' FROM u",
     )
     with pytest.raises(MissingPepper, match="'2019'"):
         await Credentials.open(CHEAP, database)
@@ -152,16 +153,16 @@ async def test_hashing_has_no_more_threads_than_cores_and_they_are_nice(
 ) -> None:
     it = Credentials(CHEAP.model_copy(update={"threads": 64}), KEY)
     niceness = []
-    honest = module._argon2id
+    honest = hashing.derive
 
-    def listen(*args: object) -> bytes:
+    def listen(kind: Kind, secret: bytes) -> hashing.Derived:
         niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-        return honest(*args)  # type: ignore[arg-type]
+        return honest(kind, secret)
 
-    monkeypatch.setattr(module, "_argon2id", listen)
+    monkeypatch.setattr(hashing, "derive", listen)
     before = threading.active_count()
     await asyncio.gather(*(it.create(PASSWORD) for _ in range(20)))
-    assert threading.active_count() - before <= module.cores()
+    assert threading.active_count() - before <= cores()
     assert len(niceness) == 20
     if sys.platform == "linux":
         assert set(niceness) == {19}

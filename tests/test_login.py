@@ -237,15 +237,15 @@ async def test_a_pepper_can_be_introduced_and_rotated(config: Config, start_serv
 async def test_a_password_rehashed_between_the_two_statements_is_tried_again(
     client: Client, dsn: Dsn, ada: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gatepost.credentials import Credentials
+    from gatepost.credentials import Checked, Credentials
 
     stronger = await Credentials(PasswordsConfig(memory_kib=8200), b"k").create(PASSWORD)
-    honest = Credentials.digest
+    honest = Credentials.check
     calls = []
 
-    async def interrupted(self: Credentials, *args: Any) -> bytes:
+    async def interrupted(self: Credentials, *args: Any) -> Checked:
         calls.append(args)
-        digest = await honest(self, *args)
+        checked = await honest(self, *args)
         if len(calls) == 1:
             rows(
                 dsn,
@@ -253,9 +253,9 @@ async def test_a_password_rehashed_between_the_two_statements_is_tried_again(
                 stronger.setting.phc,
                 stronger.digest,
             )
-        return digest
+        return checked
 
-    monkeypatch.setattr(Credentials, "digest", interrupted)
+    monkeypatch.setattr(Credentials, "check", interrupted)
     token = await log_in(client)
     assert len(calls) == 2
     assert await status_of(client, token) == 200

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from gatepost.errors import BadRequest, Unauthorized
 from gatepost.strictjson import decode
-from gatepost.web import bearer_token, user_agent
+from gatepost.web import session_token, user_agent
 
 CODES = {
     "body_not_utf8",
@@ -200,13 +200,13 @@ def test_a_backslash_before_a_u_is_no_escape() -> None:
 
 def carrying(*headers: tuple[str, str]) -> web.Request:
     """A request with these headers, as aiohttp decodes them: with surrogates for what is no UTF-8."""
-    return cast("web.Request", SimpleNamespace(headers=CIMultiDict(headers)))
+    return cast("web.Request", SimpleNamespace(method="GET", headers=CIMultiDict(headers), cookies={}))
 
 
 def given_token(*values: str) -> str | None:
     """The token that these Authorization headers carry, or None for 401."""
     try:
-        return bearer_token(carrying(*(("Authorization", value) for value in values)))
+        return session_token(carrying(*(("Authorization", value) for value in values)))
     except Unauthorized:
         return None
 
@@ -215,6 +215,10 @@ def given_token(*values: str) -> str | None:
 @given(st.uuids(version=4), st.sampled_from(["", "Bearer ", "bearer ", "BEARER  ", "bEaReR    "]))
 def test_every_uuid4_is_a_token_raw_and_after_bearer(number: uuid.UUID, scheme: str) -> None:
     assert given_token(scheme + str(number)) == str(number)
+    blocks = str(number).split("-")
+    for i, block in enumerate(blocks):
+        upper = "-".join([*blocks[:i], block.upper(), *blocks[i + 1 :]])
+        assert given_token(scheme + upper) == (str(number) if upper == str(number) else None)
     with pytest.raises(BadRequest):
         given_token(scheme + str(number), scheme + str(number))
 

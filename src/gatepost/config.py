@@ -60,7 +60,7 @@ def _from_text(value: Any) -> Any:
 # NoDecode: pydantic-settings would parse the text itself, and not name the key when that fails.
 _Text = (BeforeValidator(_from_text), NoDecode)
 
-Origin = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s*]+$")]
+Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s*]+$")]
 PepperId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
 
 
@@ -161,6 +161,12 @@ class PasswordsConfig(_Section):
             if len(secret.get_secret_value()) < 16:
                 raise ValueError(f"pepper {name!r} has fewer than 16 characters")
         return peppers
+
+    @model_validator(mode="after")
+    def _lengths_leave_room(self) -> Self:
+        if self.max_length < self.min_length:
+            raise ValueError("max_length is below min_length, so no password would do")
+        return self
 
     @model_validator(mode="after")
     def _pepper_is_known(self) -> Self:

@@ -93,11 +93,35 @@ class WrongPassword(Forbidden):
     code = "wrong_password"
 
 
+class InvalidCode(Forbidden):
+    """This code is wrong, used or too old: ask for a new one."""
+
+    code = "invalid_code"
+
+
 class NotFound(Problem):
     """There is no such thing."""
 
     status = 404
     code = "not_found"
+
+
+class MethodNotAllowed(Problem):
+    """This resource answers to other methods."""
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"This resource answers to {allowed}.")
+        self.headers = {"Allow": allowed}
+
+
+class BodyTooLarge(Problem):
+    """The body is too large."""
+
+    status = 413
+    code = "body_too_large"
 
 
 class Conflict(Problem):

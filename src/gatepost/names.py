@@ -39,6 +39,8 @@ def _enforce(profile: object, name: str) -> str:
             enforced: str = profile.enforce(name)  # type: ignore[attr-defined]
         except UnicodeEncodeError as error:
             raise InvalidName(_why(error)) from None
+        if len(enforced) > MAX_LENGTH:  # some characters come apart
+            raise InvalidName(f"must have at most {MAX_LENGTH} characters")
         if enforced == name:
             return name
         name = enforced

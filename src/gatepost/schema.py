@@ -65,7 +65,7 @@ def _current(dsn: Dsn) -> str | None:
         if table.scalar() is None:
             return None
         revision: str | None = connection.execute(
-            sa.text(f"SELECT version_num FROM {SCHEMA}.alembic_version")  # noqa: S608 (a constant)
+            sa.text(f"SELECT version_num FROM {SCHEMA}.alembic_version")
         ).scalar()
         return revision
 

@@ -11,7 +11,8 @@ from gatepost.errors import BadRequest
 MAX_DEPTH = 16
 MAX_NUMBER = 100  # characters: more than any number here can mean, far less than int() and jsonb would take on
 
-_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# An unfinished string counts to the end: or each quote in it would be tried as a beginning, in quadratic time.
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
 
 def decode(body: bytes) -> Any:
@@ -33,7 +34,7 @@ def decode(body: bytes) -> Any:
             f"The body is not JSON: {error.msg} at character {error.pos}.", code="body_not_json"
         ) from None
     if "\\u" in text:  # raw, neither could have come through the decoders
-        _refuse_bad_characters(value)
+        refuse_bad_characters(value)
     return value
 
 
@@ -76,8 +77,8 @@ _decoder = json.JSONDecoder(
 )
 
 
-def _refuse_bad_characters(value: Any) -> None:
-    """Postgres takes neither; refused here, alike for names, passwords and keys."""
+def refuse_bad_characters(value: Any) -> None:
+    """Raise BadRequest for U+0000 or a lone surrogate in any string within: Postgres takes neither."""
     if isinstance(value, str):
         if "\0" in value:
             raise BadRequest("A string contains U+0000.", code="nul_character")
@@ -85,8 +86,8 @@ def _refuse_bad_characters(value: Any) -> None:
             raise BadRequest("A string contains a lone surrogate.", code="lone_surrogate")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _refuse_bad_characters(key)
-            _refuse_bad_characters(item)
+            refuse_bad_characters(key)
+            refuse_bad_characters(item)
     elif isinstance(value, list):
         for item in value:
-            _refuse_bad_characters(item)
+            refuse_bad_characters(item)

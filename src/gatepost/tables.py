@@ -58,6 +58,24 @@ users = sa.Table(
 sa.Index("users_with_roles_idx", users.c.canonical, postgresql_where=sa.text("roles <> '{}'::text[]"))
 sa.Index("users_disabled_idx", users.c.canonical, postgresql_where=sa.text("disabled_at IS NOT NULL"))
 
+# The settings of passwords (credentials/kinds.py reads them), with what they may cost at most: a hash that would keep
+# a node busy for minutes cannot be stored, whoever writes it.
+_SALT = "[A-Za-z0-9./+]{0,86}"
+SETTING = "|".join(
+    [
+        # argon2: m to 256 MiB, t to 10, p to 16
+        "[$]argon2(id|i)[$]v=(16|19)[$]m=([1-9][0-9]{0,4}|1[0-9]{5}|2[0-5][0-9]{4}|26[01][0-9]{3}|262(0[0-9]{2}"
+        f"|1[0-3][0-9]|14[0-4])),t=([1-9]|10),p=([1-9]|1[0-6])(,l=[1-6][0-9])?[$]{_SALT}",
+        # bcrypt: 4 to 14 rounds
+        "([$]2b[$](0[4-9]|1[0-4])|[$](bcrypt-sha256[$]v=[12]|django-bcrypt-sha256[$]t=2b)(,t=2b)?,r=([4-9]|1[0-4]))"
+        "[$][A-Za-z0-9./]{22}",
+        # PBKDF2: to 2,000,000 iterations
+        f"[$]pbkdf2(-sha256|-sha512)?[$]([1-9][0-9]{{0,5}}|1[0-9]{{6}}|2000000)[$]{_SALT}",
+        # scrypt: N to 2^17, r to 8, p to 4
+        f"[$](firebase-)?scrypt[$]ln=([1-9]|1[0-7]),r=[1-8],p=[1-4](,l=[1-6][0-9])?[$]{_SALT}",
+    ]
+)
+
 # A table of its own: a listing of users cannot leak a digest, and its grants can differ.
 passwords = sa.Table(
     "passwords",
@@ -73,14 +91,17 @@ passwords = sa.Table(
     # setting, and SQL compares the digest.
     sa.Column("setting", sa.Text, nullable=False),
     sa.Column("digest", BYTEA, nullable=False),
-    # How the password was prepared before it was hashed; 'opaque' is RFC 8265 OpaqueString.
+    # How the password was prepared before it was hashed: 'opaque' is RFC 8265 OpaqueString, 'raw' its UTF-8 as it was
+    # typed, which is how the systems did that users are imported from.
     sa.Column("norm", sa.Text, nullable=False),
     # Id of the pepper over the digest, NULL for none.
     sa.Column("pepper", sa.Text),
     _now("changed_at"),
-    sa.CheckConstraint("octet_length(digest) = 32", name="digest_length"),
-    sa.CheckConstraint("norm IN ('opaque')", name="norm_known"),
-    sa.CheckConstraint("setting ~ '^[$]argon2id[$]' AND octet_length(setting) <= 256", name="setting_known"),
+    sa.CheckConstraint("octet_length(digest) BETWEEN 16 AND 64", name="digest_length"),
+    sa.CheckConstraint("norm IN ('opaque', 'raw')", name="norm_known"),
+    sa.CheckConstraint(f"setting ~ '^({SETTING})$'", name="setting_known"),
+    # The kinds that are stored, one probe for each (credentials/population.py).
+    sa.Index("passwords_scheme_idx", sa.text("substring(setting COLLATE \"C\", '^(.*)[$]'::text)")),
 )
 
 sessions = sa.Table(

@@ -5,11 +5,12 @@ import logging
 import re
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
+from aiohttp.http import HttpProcessingError
 from pydantic import BaseModel, ValidationError
 
 from gatepost import strictjson
@@ -18,9 +19,12 @@ from gatepost.credentials import Credentials
 from gatepost.db import Database
 from gatepost.errors import (
     BadRequest,
+    BodyTooLarge,
     FieldError,
     ForeignOrigin,
     InvalidBody,
+    MethodNotAllowed,
+    NotFound,
     Problem,
     Unauthorized,
     UnsupportedMediaType,
@@ -31,6 +35,7 @@ DATABASE = web.AppKey("database", Database)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 
 MAX_BODY = 8192
+MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size
 
 log = logging.getLogger("gatepost")
 
@@ -74,35 +79,74 @@ def _render(problem: Problem) -> web.Response:
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Where every error ends: one shape, one place."""
     try:
+        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in request.path):
+            raise NotFound  # nothing has such a name, and Postgres must not be asked
         return await handler(request)
     except Problem as problem:
         if problem.status >= 500:
-            log.warning("%s %s: %s: %s", request.method, request.path, problem.code, problem.detail)
+            log.warning("%s %s: %s: %s", request.method, _path(request), problem.code, problem.detail)
         return _render(problem)
-    except web.HTTPMethodNotAllowed as error:
-        return _method_not_allowed(request, error)
-    except web.HTTPException as error:
-        return _render(_problem(error.status, error.reason))
+    except web.HTTPException as error:  # aiohttp's own: for a target that is no path, say
+        found = NotFound() if error.status == 404 else BadRequest(error.reason)
+        found.status = error.status
+        return _render(found)
     except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
         # Without the exception's own text: a driver's message may quote what was sent.
         where = "".join(traceback.format_tb(error.__traceback__)[-4:])
-        log.error("%s %s: %s\n%s", request.method, request.path, type(error).__name__, where)  # noqa: TRY400
+        log.error("%s %s: %s\n%s", request.method, _path(request), type(error).__name__, where)  # noqa: TRY400
         return _render(Problem("Something went wrong on our side."))
 
 
-def _method_not_allowed(request: web.Request, error: web.HTTPMethodNotAllowed) -> web.Response:
-    allow = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
-    if request.method == hdrs.METH_OPTIONS:
-        return web.Response(status=204, headers={hdrs.ALLOW: allow})
-    return _render(_problem(405, f"This resource answers to {allow}.", {hdrs.ALLOW: allow}))
+def _path(request: web.Request) -> str:
+    # As it came, percent signs and all: decoded, it could hold a line's end and forge lines of the log.
+    return request.rel_url.raw_path
 
 
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Problem:
-    """One that aiohttp found, in our own shape."""
-    problem = Problem(detail, code=HTTPStatus(status).phrase.lower().replace(" ", "_"))
-    problem.status = status
-    problem.headers = headers or {}
-    return problem
+class QuietLogger(logging.LoggerAdapter[logging.Logger]):
+    """For aiohttp's own messages: without the traceback, which quotes the bytes that were sent."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log the exception's type in place of it; what a client got wrong is no error of ours."""
+        error = kwargs.pop("exc_info", None)
+        if isinstance(error, HttpProcessingError):
+            level = logging.DEBUG
+        if isinstance(error, BaseException):
+            msg = f"{msg}: {type(error).__name__}"
+        super().log(level, msg, *args, **kwargs)
+
+
+async def _expect(request: web.Request) -> None:
+    """Ask for the body of those who wait to be asked; other expectations may be passed over (RFC 9110 §10.1.1)."""
+    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def mount(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
+    """Add the routes, and answers of our own shape for what is no route: 404, 405, OPTIONS."""
+    methods: dict[str, set[str]] = {}
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect)
+        methods.setdefault(route.path, set()).add(route.method)
+        if route.method == hdrs.METH_GET:
+            app.router.add_route(hdrs.METH_HEAD, route.path, route.handler, expect_handler=_expect)
+            methods[route.path].add(hdrs.METH_HEAD)
+    for path, of_path in methods.items():
+        allowed = ", ".join(sorted({*of_path, hdrs.METH_OPTIONS}))
+        app.router.add_route("*", path, _other_methods(allowed), expect_handler=_expect)
+    app.router.add_route("*", "/{path:.*}", _no_route, expect_handler=_expect)
+
+
+def _other_methods(allowed: str) -> Handler:
+    async def other_method(request: web.Request) -> web.StreamResponse:
+        if request.method == hdrs.METH_OPTIONS:
+            return web.Response(status=204, headers={hdrs.ALLOW: allowed})
+        raise MethodNotAllowed(allowed)
+
+    return other_method
+
+
+async def _no_route(_request: web.Request) -> web.StreamResponse:
+    raise NotFound
 
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -123,7 +167,7 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
 
     The preflight is the OPTIONS answer that every resource gives anyway.
     """
-    allowed = frozenset(origin.lower() for origin in origins)
+    allowed = frozenset(origins)
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.add(hdrs.VARY, hdrs.ORIGIN)
@@ -148,21 +192,31 @@ async def read_body(request: web.Request, model: type[Model], *, any_content_typ
     """The request's JSON object as ``model``.
 
     Raises UnsupportedMediaType (415), BadRequest (400, with a code that says which rule of the decoder),
-    InvalidBody (422, naming each field), and aiohttp's 413 for more than ``MAX_BODY`` bytes.
+    InvalidBody (422, naming each field), BodyTooLarge (413) for more than ``MAX_BODY`` bytes.
     """
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+    if any(coding.lower() != "identity" for coding in request.headers.getall(hdrs.CONTENT_ENCODING, ())):
         raise UnsupportedMediaType
     if not any_content_type and request.content_type != "application/json":
         raise UnsupportedMediaType
-    value = strictjson.decode(await request.read())
+    value = strictjson.decode(await _read(request))
     if not isinstance(value, dict):
         raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
     return _validate(model, value)
 
 
+async def _read(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise BodyTooLarge(f"The body has more than {MAX_BODY} bytes.") from None
+    except ConnectionError:  # nobody is left to read the answer; it is not our error either
+        raise BadRequest("The body broke off.", code="body_incomplete") from None
+
+
 def read_query(request: web.Request, model: type[Model]) -> Model:
     """The request's query string as ``model``. Raises InvalidBody (422) naming each parameter."""
     query = request.query
+    strictjson.refuse_bad_characters(dict(query))
     if twice := sorted({name for name in query if len(query.getall(name)) > 1}):
         raise InvalidBody([FieldError(name, "twice", "is given more than once") for name in twice])
     return _validate(model, dict(query))
@@ -173,7 +227,7 @@ def _validate(model: type[Model], value: dict[str, Any]) -> Model:
         return model.model_validate(value)
     except ValidationError as error:
         fields = error.errors(include_input=False, include_url=False, include_context=False)
-        raise InvalidBody([_field_error(e) for e in fields]) from None
+        raise InvalidBody([_field_error(e) for e in fields[:MAX_FIELD_ERRORS]]) from None
 
 
 _CODES = {"missing": "required", "string_type": "not_a_string", "extra_forbidden": "unknown_field"}

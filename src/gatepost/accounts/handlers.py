@@ -1,21 +1,36 @@
-"""`/account`: having one."""
+"""`/account`: having one, changing it, leaving."""
 
-from typing import TypedDict
+import uuid
+from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
-from gatepost.accounts import policy, queries
-from gatepost.errors import Overloaded, RegistrationClosed, UsernameTaken
+from gatepost.accounts import policy, profile, queries
+from gatepost.credentials import Setting
+from gatepost.errors import (
+    Conflict,
+    ForeignOrigin,
+    InvalidCode,
+    Overloaded,
+    RegistrationClosed,
+    Unauthorized,
+    UsernameTaken,
+    WrongPassword,
+)
 from gatepost.operation import operation
-from gatepost.sessions.session import UserDocument
+from gatepost.sessions.guard import guarded
+from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
     DATABASE,
     client_ip,
+    drop_session_cookie,
     json_response,
     read_body,
+    set_session_cookie,
     user_agent,
 )
 
@@ -29,13 +44,13 @@ class Registration(BaseModel):
     password: str = Field(repr=False)
 
 
-class AccountAnswer(TypedDict):
-    """An account."""
+class Registered(TypedDict):
+    """A new account."""
 
     user: UserDocument
 
 
-@operation(AccountAnswer, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded))
+@operation(Registered, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded))
 async def register(request: web.Request) -> web.Response:
     """Create an account."""
     config = request.app[CONFIG]
@@ -47,7 +62,174 @@ async def register(request: web.Request) -> web.Response:
     user = await request.app[DATABASE].write(
         queries.create, username, canonical, password, ip=client_ip(request), user_agent=user_agent(request)
     )
-    return json_response(AccountAnswer(user=user.public()), status=201)
+    return json_response(Registered(user=user.public()), status=201)
 
 
-routes = [web.post("/account", register)]
+class AccountAnswer(TypedDict):
+    """An account, as its owner sees it."""
+
+    user: UserDocument
+    created_at: str
+    password_changed_at: str | None
+
+
+@operation(AccountAnswer)
+@guarded
+async def show(request: web.Request, session: Session) -> web.Response:
+    """My account."""
+    return json_response(await _account(request, session))
+
+
+async def _account(request: web.Request, session: Session) -> AccountAnswer:
+    account = await request.app[DATABASE].read(queries.read, session.user_id)
+    if account is None:
+        raise Unauthorized
+    changed_at = account.password_changed_at
+    return AccountAnswer(
+        user=account.user.public(),
+        created_at=timestamp(account.created_at),
+        password_changed_at=timestamp(changed_at) if changed_at else None,
+    )
+
+
+class Change(BaseModel):
+    """What of an account its owner may change. Left out means left as it is."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    username: str = ""
+    profile: dict[str, Any] = {}
+
+
+@operation(AccountAnswer, body=Change, problems=(UsernameTaken, ForeignOrigin))
+@guarded
+async def change(request: web.Request, session: Session) -> web.Response:
+    """Change my name or my profile (RFC 7396 merge patch)."""
+    asked = await read_body(request, Change)
+    name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
+    async with request.app[DATABASE].transaction() as connection:
+        current = await queries.lock_profile(connection, session.user_id)
+        if current is None:
+            raise Unauthorized
+        wanted = profile.patched(current, asked.profile) if "profile" in asked.model_fields_set else None
+        if name or wanted is not None:
+            await queries.update(connection, session.user_id, _origin(request, session), name=name, profile=wanted)
+    return json_response(await _account(request, session))
+
+
+class PasswordChange(BaseModel):
+    """The current password and the one to come."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    current: str = Field(repr=False)
+    new: str = Field(repr=False)
+
+
+class Renewed(TypedDict):
+    """The session goes on under a new token."""
+
+    session_id: str
+    expires_at: str
+
+
+@operation(Renewed, body=PasswordChange, problems=(WrongPassword, Overloaded, ForeignOrigin))
+@guarded
+async def change_password(request: web.Request, session: Session) -> web.Response:
+    """Change my password; every other session of mine ends."""
+    asked = await read_body(request, PasswordChange)
+    name, current = await _check(request, session, asked.current)
+    policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
+    new = await request.app[CREDENTIALS].create(asked.new)
+    token = str(uuid.uuid4())
+    expires_at = await request.app[DATABASE].write(
+        queries.change_password,
+        session.user_id,
+        _origin(request, session),
+        current=current,
+        new=new,
+        token_hash=hash_token(token),
+    )
+    response = json_response(Renewed(session_id=token, expires_at=timestamp(expires_at)))
+    if request.cookies:
+        set_session_cookie(request, response, token)
+    return response
+
+
+class Goodbye(BaseModel):
+    """Deleting an account takes its password."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    password: str = Field(repr=False)
+
+
+@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, ForeignOrigin, Conflict))
+@guarded
+async def delete(request: web.Request, session: Session) -> web.Response:
+    """Delete my account; the name becomes free."""
+    asked = await read_body(request, Goodbye)
+    _, current = await _check(request, session, asked.password)
+    await request.app[DATABASE].write(queries.delete, session.user_id, _origin(request, session), current=current)
+    response = json_response(Done(status="success"))
+    if request.cookies:
+        drop_session_cookie(request, response)
+    return response
+
+
+async def _check(request: web.Request, session: Session, password: str) -> tuple[str, tuple[Setting, bytes]]:
+    """The user's canonical name, and what SQL needs to decide whether this is the user's password."""
+    secret = await request.app[DATABASE].read(queries.find_secret, session.user_id)
+    if secret is None:
+        raise Unauthorized
+    credentials = request.app[CREDENTIALS]
+    setting = secret.setting or credentials.dummy(secret.canonical)
+    return secret.canonical, (setting, await credentials.digest(setting, password))
+
+
+@operation(dict[str, Any])
+@guarded
+async def export(request: web.Request, session: Session) -> web.Response:
+    """Everything held about me, as one JSON document."""
+    document = await request.app[DATABASE].read(queries.export, session.user_id)
+    if document is None:
+        raise Unauthorized
+    return web.Response(text=document, content_type="application/json")
+
+
+class Redemption(BaseModel):
+    """A code from an operator, and the password that its owner chooses."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    code: str = Field(repr=False)
+    new: str = Field(repr=False)
+
+
+@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded))
+async def redeem(request: web.Request) -> web.Response:
+    """Choose a new password with a code; every session ends."""
+    asked = await read_body(request, Redemption)
+    database, code_hash = request.app[DATABASE], queries.hash_code(asked.code)
+    name = await database.read(queries.find_reset, code_hash)
+    if name is None:
+        raise InvalidCode
+    policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
+    new = await request.app[CREDENTIALS].create(asked.new)
+    await database.write(queries.redeem, code_hash, new, ip=client_ip(request), user_agent=user_agent(request))
+    return json_response(Done(status="success"))
+
+
+def _origin(request: web.Request, session: Session) -> queries.Origin:
+    return queries.Origin(session.handle, client_ip(request), user_agent(request))
+
+
+routes = [
+    web.post("/account", register),
+    web.get("/account", show),
+    web.patch("/account", change),
+    web.delete("/account", delete),
+    web.put("/account/password", change_password),
+    web.post("/account/password/redeem", redeem),
+    web.get("/account/export", export),
+]

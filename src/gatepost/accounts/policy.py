@@ -4,7 +4,7 @@ from functools import cache
 from importlib.resources import files
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import InvalidPassword, prepare
+from gatepost.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.errors import FieldError, InvalidBody
 from gatepost.names import InvalidName, canonical, display
 
@@ -18,26 +18,44 @@ def judge(username: str, password: str, config: PasswordsConfig) -> tuple[str, s
     errors: list[FieldError] = []
     shown = compared = ""
     try:
-        shown, compared = display(username), canonical(username)
-    except InvalidName as error:
-        errors.append(FieldError("username", "invalid_username", str(error)))
-    errors.extend(_password_errors(password, compared, config))
+        shown, compared = judge_username(username)
+    except InvalidBody as error:
+        errors.extend(error.fields)
+    errors.extend(_password_errors("password", password, compared, config))
     if errors:
         raise InvalidBody(errors)
     return shown, compared
 
 
-def _password_errors(password: str, name: str, config: PasswordsConfig) -> list[FieldError]:
-    def error(code: str, message: str) -> list[FieldError]:
-        return [FieldError("password", code, message)]
+def judge_username(username: str) -> tuple[str, str]:
+    """The name's display and canonical form. Raises InvalidBody."""
+    try:
+        return display(username), canonical(username)
+    except InvalidName as error:
+        raise InvalidBody([FieldError("username", "invalid_username", str(error))]) from None
 
-    # Length first: what follows costs time for each character. A character is a code point, as NIST counts.
-    if len(password) > config.max_length:
-        return error("password_too_long", f"must have at most {config.max_length} characters")
+
+def judge_password(field: str, password: str, name: str, config: PasswordsConfig) -> None:
+    """Accept a password for the user of this canonical name, or raise InvalidBody naming ``field``."""
+    if errors := _password_errors(field, password, name, config):
+        raise InvalidBody(errors)
+
+
+def _password_errors(field: str, password: str, name: str, config: PasswordsConfig) -> list[FieldError]:
+    def error(code: str, message: str) -> list[FieldError]:
+        return [FieldError(field, code, message)]
+
+    too_long = error("password_too_long", f"must have at most {config.max_length} characters")
+    # First without preparing, which costs time for each character.
+    if len(password) > SPREAD * config.max_length:
+        return too_long
     try:
         text = prepare(password).decode()
     except InvalidPassword as refused:
         return error("invalid_password", str(refused))
+    # A character is a code point of the prepared text, as NIST counts.
+    if len(text) > config.max_length:
+        return too_long
     if len(text) < config.min_length:
         return error("password_too_short", f"must have at least {config.min_length} characters")
     if text.casefold() in _common_passwords():

@@ -1,16 +1,20 @@
 """Accounts in SQL: one function, one statement, one round trip."""
 
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 
-from gatepost.credentials import Stored
+from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement, UniqueViolation
-from gatepost.errors import UsernameTaken
+from gatepost.errors import InvalidCode, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.sessions.session import User
-from gatepost.tables import users
+from gatepost.tables import passwords, users
 
 _CREATE = Statement("""
     WITH account AS (
@@ -37,7 +41,7 @@ async def create(
     user_agent: str | None = None,
 ) -> User:
     """Add a user with a password, and its event. Raises UsernameTaken: Postgres judges, nobody asks first."""
-    try:
+    with _name_may_be_taken():
         row = await _CREATE.first(
             connection,
             username=username,
@@ -49,12 +53,321 @@ async def create(
             ip=ip,
             user_agent=user_agent,
         )
+    assert row is not None
+    return User(*row)
+
+
+class Account(NamedTuple):
+    """A user's own view of the account."""
+
+    user: User
+    created_at: datetime
+    password_changed_at: datetime | None
+
+
+_READ = Statement(
+    sa.select(
+        users.c.id,
+        users.c.username,
+        users.c.roles,
+        users.c.profile,
+        users.c.created_at,
+        passwords.c.changed_at,
+    )
+    .outerjoin_from(users, passwords)
+    .where(users.c.id == sa.bindparam("id"))
+)
+
+
+async def read(connection: Connection, user_id: str) -> Account | None:
+    """The account of this id."""
+    row = await _READ.first(connection, id=user_id)
+    return Account(User(*row[:4]), *row[4:]) if row else None
+
+
+_LOCK_PROFILE = Statement("SELECT profile FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE")
+
+
+async def lock_profile(connection: Connection, user_id: str) -> dict[str, Any] | None:
+    """The profile, kept from others until the transaction ends; None without such a user."""
+    row = await _LOCK_PROFILE.first(connection, id=user_id)
+    return row[0] if row else None
+
+
+_UPDATE = Statement("""
+    WITH account AS (
+        UPDATE gatepost.users SET username = coalesce(:username, username),
+            canonical = coalesce(:canonical, canonical), profile = coalesce(CAST(:profile AS jsonb), profile)
+        WHERE id = :id RETURNING id
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
+        SELECT 'user_updated', id, :handle, CAST(:ip AS inet), :user_agent,
+            jsonb_build_object('changed', CAST(:changed AS text[])) FROM account
+    )
+    SELECT id FROM account
+""")
+
+
+class Origin(NamedTuple):
+    """Where a request came from, for its event."""
+
+    handle: str | None
+    ip: str | None
+    user_agent: str | None
+
+
+async def update(
+    connection: Connection,
+    user_id: str,
+    origin: Origin,
+    *,
+    name: tuple[str, str] | None,
+    profile: dict[str, Any] | None,
+) -> None:
+    """Change the name (display and canonical form), the profile, or both. Raises UsernameTaken."""
+    username, canonical = name or (None, None)
+    changed = [field for field, value in (("username", name), ("profile", profile)) if value is not None]
+    with _name_may_be_taken():
+        await _UPDATE.all(
+            connection,
+            id=user_id,
+            username=username,
+            canonical=canonical,
+            profile=None if profile is None else json.dumps(profile, ensure_ascii=False),
+            changed=changed,
+            **origin._asdict(),
+        )
+
+
+@contextlib.contextmanager
+def _name_may_be_taken() -> Iterator[None]:
+    """Postgres judges uniqueness; nobody asks first."""
+    try:
+        yield
     except UniqueViolation as error:
         if error.diag.constraint_name == "users_canonical_key":
             raise UsernameTaken from None
         raise
-    assert row is not None
-    return User(*row)
+
+
+class Secret(NamedTuple):
+    """How a user's password was hashed, and the name that a new one must not be made of."""
+
+    canonical: str
+    setting: Setting | None
+
+
+_FIND_SECRET = Statement(
+    sa.select(users.c.canonical, passwords.c.setting, passwords.c.pepper)
+    .outerjoin_from(users, passwords)
+    .where(users.c.id == sa.bindparam("id"))
+)
+
+
+async def find_secret(connection: Connection, user_id: str) -> Secret | None:
+    """What checking this user's password needs."""
+    row = await _FIND_SECRET.first(connection, id=user_id)
+    return Secret(row[0], Setting(row[1], row[2]) if row[1] else None) if row else None
+
+
+# Both lock the user's row first, so that a login, a change and a disabling of one user come one after the other, and
+# the second statement sees what the one before did. `mine` is empty when the session has ended meanwhile.
+_MINE = """
+    SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
+
+    WITH mine AS (
+        SELECT u.id, coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches
+        FROM gatepost.users u
+            JOIN gatepost.sessions s ON s.user_id = u.id AND s.epoch = u.epoch AND s.handle = :handle
+            LEFT JOIN gatepost.passwords p ON p.user_id = u.id
+        WHERE u.id = :id AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
+    ),
+"""
+
+_CHANGE_PASSWORD = Statement(
+    _MINE
+    + """
+    changed AS (
+        UPDATE gatepost.passwords SET setting = :new_setting, digest = :new_digest, norm = :new_norm,
+            pepper = :new_pepper, changed_at = clock_timestamp()
+        WHERE user_id = (SELECT id FROM mine WHERE matches) RETURNING user_id
+    ), bumped AS (
+        UPDATE gatepost.users SET epoch = epoch + 1
+        WHERE id = (SELECT user_id FROM changed) RETURNING id, epoch
+    ), renewed AS (
+        UPDATE gatepost.sessions s SET token_hash = :token_hash, epoch = b.epoch FROM bumped b
+        WHERE s.user_id = b.id AND s.handle = :handle RETURNING s.expires_at
+    ), ended AS (
+        DELETE FROM gatepost.sessions s USING bumped b WHERE s.user_id = b.id AND s.handle <> :handle
+        RETURNING s.user_id, s.handle
+    ), forgotten AS (
+        DELETE FROM gatepost.password_resets r USING bumped b WHERE r.user_id = b.id
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
+        SELECT CASE WHEN matches THEN 'authn_password_change' ELSE 'authn_password_change_fail' END,
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb) FROM mine
+        UNION ALL
+        SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
+            '{"reason": "password_change"}' FROM ended
+    )
+    SELECT mine.matches, renewed.expires_at FROM mine LEFT JOIN renewed ON true
+"""
+)
+
+
+async def change_password(
+    connection: Connection,
+    user_id: str,
+    origin: Origin,
+    *,
+    current: tuple[Setting, bytes],
+    new: Stored,
+    token_hash: bytes,
+) -> datetime:
+    """Keep ``new``, end every other session, let this one go on under ``token_hash``; until when it does.
+
+    ``current``: the setting and the digest that the given password has under it. Raises WrongPassword, Unauthorized.
+    """
+    setting, digest = current
+    row = await _CHANGE_PASSWORD.first(
+        connection,
+        id=user_id,
+        setting=setting.phc,
+        digest=digest,
+        new_setting=new.setting.phc,
+        new_digest=new.digest,
+        new_norm=new.norm,
+        new_pepper=new.setting.pepper,
+        token_hash=token_hash,
+        **origin._asdict(),
+    )
+    if row is None:
+        raise Unauthorized
+    matches, expires_at = row
+    if not matches:
+        raise WrongPassword
+    until: datetime = expires_at
+    return until
+
+
+_DELETE = Statement(
+    _MINE
+    + """
+    recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
+        SELECT CASE WHEN matches THEN 'user_deleted' ELSE 'authn_password_change_fail' END,
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM mine
+    ), deleted AS (
+        DELETE FROM gatepost.users WHERE id = (SELECT id FROM mine WHERE matches)
+    )
+    SELECT matches FROM mine
+"""
+)
+
+
+async def delete(connection: Connection, user_id: str, origin: Origin, *, current: tuple[Setting, bytes]) -> None:
+    """Delete the account and all that hangs on it; its events stay, with an id that names nobody any more.
+
+    Raises WrongPassword, Unauthorized.
+    """
+    setting, digest = current
+    row = await _DELETE.first(connection, id=user_id, setting=setting.phc, digest=digest, **origin._asdict())
+    if row is None:
+        raise Unauthorized
+    if not row[0]:
+        raise WrongPassword
+
+
+_EXPORT = Statement("""
+    SELECT json_build_object(
+        'user', (SELECT json_build_object('id', u.id, 'username', u.username, 'canonical', u.canonical,
+            'roles', u.roles, 'profile', u.profile, 'created_at', u.created_at)),
+        'password', (SELECT json_build_object('changed_at', p.changed_at)
+            FROM gatepost.passwords p WHERE p.user_id = u.id),
+        'password_reset', (SELECT json_build_object('created_at', r.created_at, 'expires_at', r.expires_at)
+            FROM gatepost.password_resets r WHERE r.user_id = u.id),
+        'sessions', (SELECT coalesce(json_agg(json_build_object('handle', s.handle, 'created_at', s.created_at,
+            'last_seen_at', s.last_seen_at, 'expires_at', s.expires_at, 'ip', host(s.ip),
+            'user_agent', s.user_agent) ORDER BY s.created_at), '[]')
+            FROM gatepost.sessions s WHERE s.user_id = u.id),
+        'events', (SELECT coalesce(json_agg(json_build_object('at', e.at, 'kind', e.kind,
+            'session_handle', e.session_handle, 'ip', host(e.ip), 'user_agent', e.user_agent,
+            'detail', e.detail) ORDER BY e.id), '[]')
+            FROM gatepost.events e WHERE e.user_id = u.id)
+    )::text FROM gatepost.users u WHERE u.id = :id
+""")
+
+
+async def export(connection: Connection, user_id: str) -> str | None:
+    """Everything held about a user but secrets, as one JSON document."""
+    row = await _EXPORT.first(connection, id=user_id)
+    return row[0] if row else None
+
+
+def hash_code(code: str) -> bytes:
+    """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash."""
+    return hashlib.sha256(code.encode()).digest()
+
+
+_FIND_RESET = Statement("""
+    SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
+    WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+""")
+
+
+async def find_reset(connection: Connection, code_hash: bytes) -> str | None:
+    """The canonical name of the user who may choose a new password with this code."""
+    row = await _FIND_RESET.first(connection, code_hash=code_hash)
+    return row[0] if row else None
+
+
+# Deleting the code is what redeems it: of two at once, the second finds nothing left to delete.
+_REDEEM = Statement("""
+    SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash)
+    FOR NO KEY UPDATE;
+
+    WITH redeemed AS (
+        DELETE FROM gatepost.password_resets r USING gatepost.users u
+        WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp()
+            AND u.id = r.user_id AND u.disabled_at IS NULL
+        RETURNING r.user_id
+    ), kept AS (
+        INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
+        SELECT user_id, :setting, :digest, :norm, :pepper FROM redeemed
+        ON CONFLICT (user_id) DO UPDATE SET setting = excluded.setting, digest = excluded.digest,
+            norm = excluded.norm, pepper = excluded.pepper, changed_at = clock_timestamp()
+    ), bumped AS (
+        UPDATE gatepost.users SET epoch = epoch + 1 WHERE id = (SELECT user_id FROM redeemed)
+    ), ended AS (
+        DELETE FROM gatepost.sessions WHERE user_id = (SELECT user_id FROM redeemed) RETURNING user_id, handle
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
+        SELECT 'authn_password_change', user_id, CAST(NULL AS uuid), CAST(:ip AS inet), :user_agent,
+            CAST('{"reason": "reset"}' AS jsonb) FROM redeemed
+        UNION ALL
+        SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
+            '{"reason": "password_change"}' FROM ended
+    )
+    SELECT user_id FROM redeemed
+""")
+
+
+async def redeem(
+    connection: Connection, code_hash: bytes, new: Stored, *, ip: str | None, user_agent: str | None
+) -> None:
+    """Use up a code: keep the new password and end every session. Raises InvalidCode."""
+    row = await _REDEEM.first(
+        connection,
+        code_hash=code_hash,
+        setting=new.setting.phc,
+        digest=new.digest,
+        norm=new.norm,
+        pepper=new.setting.pepper,
+        ip=ip,
+        user_agent=user_agent,
+    )
+    if row is None:
+        raise InvalidCode
 
 
 class Entry(NamedTuple):

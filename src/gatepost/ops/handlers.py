@@ -1,8 +1,9 @@
 """`/ping` and `/health`: is it there, is it well."""
 
-from typing import Literal, TypedDict
+from typing import Literal
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from gatepost.operation import operation
 from gatepost.ops import queries

@@ -21,7 +21,7 @@ async def caller(request: web.Request) -> Session:
     session = await request.app[LOOKUP].find(hash_token(session_token(request)))
     if session is None:
         raise Unauthorized
-    request.app[LAST_SEEN].saw(session.handle)
+    request.app[LAST_SEEN].saw(session.token_hash)
     return session
 
 
@@ -43,6 +43,7 @@ def _guard(handler: GuardedHandler, role: str | None) -> Handler:
         return await handler(request, session)
 
     guard.__name__ = getattr(handler, "__name__", "guarded")
+    guard.__module__ = handler.__module__
     guard.__doc__ = handler.__doc__
     guard.__dict__.update(handler.__dict__)  # what `operation` has noted of it
     GUARDED[guard] = role

@@ -1,9 +1,14 @@
 """What a session is, and the user it speaks for."""
 
 import hashlib
+import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypedDict
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
+
+from typing_extensions import TypedDict
 
 
 def hash_token(token: str) -> bytes:
@@ -14,6 +19,12 @@ def hash_token(token: str) -> bytes:
 def timestamp(moment: datetime) -> str:
     """A moment as RFC 3339 in UTC, as Postgres writes it in JSON too."""
     return moment.astimezone(UTC).isoformat()
+
+
+class Done(TypedDict):
+    """It is done."""
+
+    status: Literal["success"]
 
 
 class UserDocument(TypedDict):
@@ -54,14 +65,41 @@ class User(NamedTuple):
         }
 
 
-class Session(NamedTuple):
-    """A live session. ``handle`` is its public name; its token is nowhere to be had.
+@dataclass(frozen=True)
+class Session:
+    """A live session.
 
-    Identifiers are the text Postgres gives: a check hands them on and computes nothing with them.
+    ``document`` is what `GET /user` answers, as Postgres wrote it; it is read only when somebody asks for a part.
     """
 
-    handle: str
-    user_id: str
-    roles: list[str]
+    token_hash: bytes
     document: str
-    """What `GET /user` answers, as JSON."""
+
+    @cached_property
+    def _parts(self) -> dict[str, Any]:
+        parts: dict[str, Any] = json.loads(self.document)
+        return parts
+
+    @property
+    def handle(self) -> str:
+        """Its public name; worth nothing to a thief."""
+        handle: str = self._parts["session"]["handle"]
+        return handle
+
+    @property
+    def user_id(self) -> str:
+        """Whose it is."""
+        user_id: str = self._parts["user"]["id"]
+        return user_id
+
+    @property
+    def username(self) -> str:
+        """The user's name as it is shown."""
+        username: str = self._parts["user"]["username"]
+        return username
+
+    @property
+    def roles(self) -> list[str]:
+        """The user's roles."""
+        roles: list[str] = self._parts["user"]["roles"]
+        return roles

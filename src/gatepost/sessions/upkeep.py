@@ -15,20 +15,20 @@ class LastSeen:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._handles: set[str] = set()
+        self._hashes: set[bytes] = set()
 
-    def saw(self, handle: str) -> None:
+    def saw(self, token_hash: bytes) -> None:
         """Remember that this session is in use."""
-        self._handles.add(handle)
+        self._hashes.add(token_hash)
 
     async def write(self) -> None:
         """Write down those remembered; on failure they stay so. Raises DatabaseUnavailable."""
-        while self._handles:
-            batch = [self._handles.pop() for _ in range(min(BATCH, len(self._handles)))]
+        while self._hashes:
+            batch = [self._hashes.pop() for _ in range(min(BATCH, len(self._hashes)))]
             try:
                 await self._database.write(queries.touch, batch)
             except BaseException:
-                self._handles.update(batch)
+                self._hashes.update(batch)
                 raise
 
 

@@ -1,0 +1,33 @@
+"""What a profile is: a small JSON object of the user's own, changed by merge patches."""
+
+import json
+from typing import Any
+
+from gatepost.errors import FieldError, InvalidBody
+
+MAX_BYTES = 4096
+
+
+def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """The profile with a JSON merge patch applied (RFC 7396): null removes, objects merge, all else replaces.
+
+    Raises InvalidBody when the result has more than ``MAX_BYTES`` bytes as JSON.
+    """
+    result: dict[str, Any] = _merge(profile, patch)
+    if len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_BYTES:
+        raise InvalidBody(
+            [FieldError("profile", "profile_too_large", f"must have at most {MAX_BYTES} bytes as JSON")]
+        )
+    return result
+
+
+def _merge(target: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = _merge(result.get(key), value)
+    return result

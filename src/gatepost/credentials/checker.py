@@ -1,0 +1,178 @@
+"""Makes digests and checks them: the one door to everything in this folder."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from gatepost.config import PasswordsConfig
+from gatepost.credentials.hashing import Derived, Hasher
+from gatepost.credentials.kinds import DIGEST_BYTES, SALT_BYTES, Argon2, InvalidSetting, Kind, parse, setting_of
+from gatepost.credentials.password import NORM, RAW, Setting, Stored, prepare, secret_bytes
+from gatepost.credentials.population import Population, stored_schemes
+from gatepost.db import Connection, Database, Statement
+from gatepost.errors import Problem, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+log = logging.getLogger("gatepost")
+
+
+class MissingPepper(Exception):
+    """Passwords are stored that the configuration cannot check; the message names the pepper."""
+
+
+# ON CONFLICT DO NOTHING returns no row, and the snapshot may not hold the row that won: so it is written over itself.
+_DEPLOYMENT_KEY = Statement("""
+    INSERT INTO gatepost.deployment_keys (name, key) VALUES (:name, :key)
+    ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING key
+""")
+
+
+async def _deployment_key(connection: Connection, name: str, proposal: bytes) -> bytes:
+    """The secret of this name that all nodes share; the first node to ask creates it."""
+    row = await _DEPLOYMENT_KEY.first(connection, name=name, key=proposal)
+    assert row is not None
+    return bytes(row[0])
+
+
+_UNKNOWN_PEPPER = Statement(
+    "SELECT pepper FROM gatepost.passwords WHERE pepper <> ALL (CAST(:known AS text[])) LIMIT 1"
+)
+
+
+async def _unknown_pepper(connection: Connection, known: list[str]) -> str | None:
+    """The id of a pepper that is needed and not among those known, if there is one."""
+    row = await _UNKNOWN_PEPPER.first(connection, known=known)
+    return row[0] if row else None
+
+
+class Checked(NamedTuple):
+    """The digest of a password that was given, and when a lost login is answered, by ``time.monotonic``."""
+
+    digest: bytes
+    failure_due: float
+
+
+class Credentials:
+    """Makes and checks digests, a bounded number at a time, off the event loop.
+
+    ``deployment_key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it.
+    """
+
+    def __init__(self, config: PasswordsConfig, deployment_key: bytes) -> None:
+        self._costs = Argon2(
+            "argon2id", 19, config.memory_kib, config.iterations, config.parallelism, DIGEST_BYTES, bytes(SALT_BYTES)
+        )
+        self._peppers: Mapping[str, bytes] = {
+            name: secret.get_secret_value().encode() for name, secret in config.peppers.items()
+        }
+        self._pepper = config.current_pepper
+        self._max_length = config.max_length
+        self._hasher = Hasher(config.threads, config.queue)
+        self.threads = self._hasher.threads
+        self._population = Population(deployment_key, self._costs)
+        self._database: Database | None = None
+        self._looking: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, config: PasswordsConfig, database: Database) -> Self:
+        """Ready to hash for this deployment. Raises MissingPepper when stored digests need one we do not have."""
+        key = await database.write(_deployment_key, "unknown names", secrets.token_bytes(32))
+        missing = await database.read(_unknown_pepper, list(config.peppers))
+        if missing is not None:
+            raise MissingPepper(f"passwords are stored with the pepper {missing!r}: add it to passwords.peppers")
+        it = cls(config, key)
+        try:
+            it._database = database
+            await it._look(database)
+        except BaseException:
+            it.close()
+            raise
+        return it
+
+    def close(self) -> None:
+        """Stop the threads; what waits for one is dropped."""
+        if self._looking is not None:
+            self._looking.cancel()
+        self._hasher.close()
+
+    async def _look(self, database: Database) -> None:
+        """See which kinds are stored."""
+        self._population.looked()
+        await self._population.learn(await database.read(stored_schemes), self._hasher)
+
+    async def _look_again(self, database: Database) -> None:
+        with contextlib.suppress(Problem):  # busy, or no database: there will be another login
+            await self._look(database)
+
+    def dummy(self, name: str) -> Setting:
+        """What an unknown name seems to have stored: the same every time and on every node."""
+        return self._setting(self._population.dummy(name))
+
+    def _setting(self, kind: Kind) -> Setting:
+        ours = kind.scheme == self._costs.scheme
+        return Setting(setting_of(kind), self._pepper if ours else None, NORM if ours else RAW)
+
+    def is_weaker(self, setting: Setting) -> bool:
+        """Whether a password kept like this should be hashed anew, now that it is known.
+
+        Every foreign hash; of ours one with less of some cost, and more of none.
+        """
+        try:
+            kind = parse(setting.phc)
+        except InvalidSetting:
+            return True
+        ours = self._costs
+        if setting.pepper != self._pepper or setting.norm != NORM or not isinstance(kind, Argon2):
+            return True
+        if (kind.variant, kind.version, kind.length) != (ours.variant, ours.version, ours.length):
+            return True
+        costs = (kind.memory_kib, kind.iterations, kind.parallelism)
+        wanted = (ours.memory_kib, ours.iterations, ours.parallelism)
+        return costs != wanted and all(has <= wants for has, wants in zip(costs, wanted, strict=True))
+
+    async def create(self, password: str) -> Stored:
+        """Hash a new password. Raises InvalidPassword, Overloaded."""
+        salt = secrets.token_bytes(SALT_BYTES)
+        kind = replace(self._costs, salt=salt)
+        setting = Setting(setting_of(kind), self._pepper)
+        derived = await self._derive(setting, kind, prepare(password))
+        return Stored(setting, derived.digest)
+
+    async def digest(self, setting: Setting, password: str) -> bytes:
+        """The digest that a given password has under a stored setting.
+
+        Whatever is given, one hash is computed: text that cannot be a password gets a digest that matches nothing,
+        and so does a setting that is refused. Raises Overloaded when more wait than may.
+        """
+        return (await self.check(setting, password)).digest
+
+    async def check(self, setting: Setting, password: str) -> Checked:
+        """As `digest`, for a login: with the moment at which all lost ones are answered."""
+        if self._database is not None and self._population.stale:
+            self._population.looked()
+            self._looking = asyncio.create_task(self._look_again(self._database))
+        secret = secret_bytes(password, setting.norm, self._max_length)
+        try:
+            kind = parse(setting.phc)
+        except InvalidSetting as error:
+            # It came past the import and past the table's CHECK. Never computed; to the outside, a wrong password.
+            log.warning("a stored password has a setting that is refused: %s", error)
+            setting, secret = self.dummy(setting.phc), None
+            kind = parse(setting.phc)
+        derived = await self._derive(setting, kind, secret or b"-")
+        digest = derived.digest if secret is not None else secrets.token_bytes(DIGEST_BYTES)
+        return Checked(digest, self._population.failure_due(kind, derived))
+
+    async def _derive(self, setting: Setting, kind: Kind, secret: bytes) -> Derived:
+        key = None
+        if setting.pepper is not None and (key := self._peppers.get(setting.pepper)) is None:
+            # Another node has the new pepper already, or this one lost the old: we cannot know, so no 401.
+            raise Unavailable("the pepper of this password is not configured on this node")
+        derived = await self._hasher.derive(kind, secret)
+        return derived._replace(digest=hmac.digest(key, derived.digest, "sha256")) if key else derived

@@ -1,0 +1,308 @@
+"""The kinds of digest: ours, and those that users bring along from elsewhere.
+
+Each is read from a *setting*: a hash as its system writes it, without the last field, the digest. A setting whose
+costs are beyond the limits is refused before anything is computed. Every `derive` gives the interpreter away.
+"""
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeAlias
+
+import bcrypt
+from argon2.low_level import Type, hash_secret_raw
+
+SALT_BYTES = 16
+DIGEST_BYTES = 32
+
+# What a login may cost at most. The table's CHECK says the same once more (tables.py).
+MAX_ARGON2_MEMORY_KIB = 256 * 1024
+MAX_ARGON2_ITERATIONS = 10
+MAX_ARGON2_LANES = 16  # each is a thread
+BCRYPT_ROUNDS = range(4, 15)
+MAX_PBKDF2_ITERATIONS = 2_000_000
+MAX_SCRYPT_LN, MAX_SCRYPT_R, MAX_SCRYPT_P = 17, 8, 4
+MIN_DIGEST_BYTES, MAX_DIGEST_BYTES = 16, 64
+MAX_SALT_BYTES = 64
+
+
+class InvalidSetting(ValueError):
+    """The setting is of no kind we know, or costs too much; the message says which, without its salt."""
+
+
+def _at_most(what: str, value: int, limit: int) -> None:
+    if not 1 <= value <= limit:
+        raise InvalidSetting(f"{what} must be 1 to {limit}")
+
+
+def to_base64(data: bytes) -> str:
+    """Standard base64 without padding, as PHC strings have it."""
+    return base64.b64encode(data).rstrip(b"=").decode()
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of it. Raises ValueError."""
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def to_adapted_base64(data: bytes) -> str:
+    """passlib's: with ``.`` for ``+``."""
+    return to_base64(data).replace("+", ".")
+
+
+def from_adapted_base64(text: str) -> bytes:
+    """The bytes of it. Raises ValueError."""
+    return from_base64(text.replace(".", "+"))
+
+
+_PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_BCRYPT = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+_to_bcrypt, _from_bcrypt = str.maketrans(_PLAIN, _BCRYPT), str.maketrans(_BCRYPT, _PLAIN)
+
+
+def to_bcrypt_base64(data: bytes) -> str:
+    """bcrypt's: an alphabet of its own."""
+    return to_base64(data).translate(_to_bcrypt)
+
+
+def from_bcrypt_base64(text: str) -> bytes:
+    """The bytes of it; the last character's unused bits, which some systems set, are dropped."""
+    return from_base64(text.translate(_from_bcrypt))
+
+
+@dataclass(frozen=True, slots=True)
+class Argon2:
+    """PHC ``$argon2id$v=19$m=…,t=…,p=…$salt``; ``,l=`` where the digest has other than 32 bytes."""
+
+    family: ClassVar[str] = "argon2"
+    form: ClassVar[re.Pattern[str]] = re.compile(
+        r"\$(argon2id|argon2i)\$v=(16|19)\$m=([1-9]\d{0,6}),t=([1-9]\d{0,2}),p=([1-9]\d{0,2})(?:,l=(\d{1,3}))?"
+        r"\$([A-Za-z0-9+/]{11,86})"
+    )
+    encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_base64)
+    variant: str
+    version: int
+    memory_kib: int
+    iterations: int
+    parallelism: int
+    length: int
+    salt: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, variant: str, version: str, m: str, t: str, p: str, length: str | None, salt: str) -> Self:
+        """From the form's groups."""
+        it = cls(variant, int(version), int(m), int(t), int(p), int(length or DIGEST_BYTES), from_base64(salt))
+        _at_most("argon2's m", it.memory_kib, MAX_ARGON2_MEMORY_KIB)
+        _at_most("argon2's t", it.iterations, MAX_ARGON2_ITERATIONS)
+        _at_most("argon2's p", it.parallelism, MAX_ARGON2_LANES)
+        if it.memory_kib < 8 * it.parallelism:
+            raise InvalidSetting("argon2's m must be at least 8 times its p")
+        return it
+
+    @property
+    def scheme(self) -> str:
+        """The setting without its salt."""
+        length = "" if self.length == DIGEST_BYTES else f",l={self.length}"
+        costs = f"m={self.memory_kib},t={self.iterations},p={self.parallelism}"
+        return f"${self.variant}$v={self.version}${costs}{length}"
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in a measure of its family."""
+        return self.memory_kib * self.iterations
+
+    def derive(self, secret: bytes) -> bytes:
+        """The digest."""
+        return hash_secret_raw(
+            secret=secret,
+            salt=self.salt,
+            time_cost=self.iterations,
+            memory_cost=self.memory_kib,
+            parallelism=self.parallelism,
+            hash_len=self.length,
+            type=Type.ID if self.variant == "argon2id" else Type.I,
+            version=self.version,
+        )
+
+
+# What bcrypt is given: the password, or a digest of it that fits into 72 bytes.
+_PREHASH: dict[str, Callable[[bytes, str], bytes]] = {
+    "$2b": lambda secret, _: secret,
+    "$bcrypt-sha256$v=1,t=2b": lambda secret, _: base64.b64encode(hashlib.sha256(secret).digest()),
+    "$bcrypt-sha256$v=2,t=2b": lambda secret, salt: base64.b64encode(hmac.digest(salt.encode(), secret, "sha256")),
+    "$django-bcrypt-sha256$t=2b": lambda secret, _: hashlib.sha256(secret).hexdigest().encode(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bcrypt:
+    """``$2b$rounds$salt``; what ``$2a$`` and ``$2y$`` meant is the same. Also of a SHA-256, as passlib and Django."""
+
+    family: ClassVar[str] = "bcrypt"
+    form: ClassVar[re.Pattern[str]] = re.compile(
+        r"(\$2b\$|\$(?:bcrypt-sha256\$v=[12]|django-bcrypt-sha256\$t=2b),(?:t=2b,)?r=)(\d{1,2})\$([./A-Za-z0-9]{22})"
+    )
+    encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_bcrypt_base64)
+    length: ClassVar[int] = 23
+    variant: str
+    rounds: int
+    salt: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, prefix: str, rounds: str, salt: str) -> Self:
+        """From the form's groups."""
+        it = cls(prefix.removesuffix("$").removesuffix(",r="), int(rounds), from_bcrypt_base64(salt))
+        if it.variant not in _PREHASH:
+            raise InvalidSetting("not a variant of bcrypt that is known")
+        if it.rounds not in BCRYPT_ROUNDS:
+            raise InvalidSetting(f"bcrypt's rounds must be {BCRYPT_ROUNDS[0]} to {BCRYPT_ROUNDS[-1]}")
+        return it
+
+    @property
+    def scheme(self) -> str:
+        """The setting without its salt."""
+        return f"$2b${self.rounds:02}" if self.variant == "$2b" else f"{self.variant},r={self.rounds}"
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in a measure of its family."""
+        return 1 << self.rounds
+
+    def derive(self, secret: bytes) -> bytes:
+        """The digest. All implementations look at 72 bytes; the package wants them cut by its caller."""
+        salt = to_bcrypt_base64(self.salt)
+        given = _PREHASH[self.variant](secret, salt)[:72]
+        return from_bcrypt_base64(bcrypt.hashpw(given, f"$2b${self.rounds:02}${salt}".encode())[29:].decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Pbkdf2:
+    """passlib's ``$pbkdf2-sha256$iterations$salt``; ``$pbkdf2$`` is SHA-1. The digest is one whole block."""
+
+    family: ClassVar[str] = "pbkdf2"
+    form: ClassVar[re.Pattern[str]] = re.compile(r"\$pbkdf2(|-sha256|-sha512)\$([1-9]\d{0,9})\$([A-Za-z0-9./]{0,86})")
+    encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_adapted_base64)
+    hash_name: str
+    iterations: int
+    salt: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, suffix: str, iterations: str, salt: str) -> Self:
+        """From the form's groups."""
+        it = cls(suffix.removeprefix("-") or "sha1", int(iterations), from_adapted_base64(salt))
+        _at_most("PBKDF2's iterations", it.iterations, MAX_PBKDF2_ITERATIONS)
+        return it
+
+    @property
+    def scheme(self) -> str:
+        """The setting without its salt."""
+        return f"$pbkdf2{'' if self.hash_name == 'sha1' else '-' + self.hash_name}${self.iterations}"
+
+    @property
+    def length(self) -> int:
+        """Bytes of the digest."""
+        return {"sha1": 20, "sha256": 32, "sha512": 64}[self.hash_name]
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in a measure of its family."""
+        return self.iterations * {"sha1": 2, "sha256": 3, "sha512": 4}[self.hash_name]
+
+    def derive(self, secret: bytes) -> bytes:
+        """The digest."""
+        return hashlib.pbkdf2_hmac(self.hash_name, secret, self.salt, self.iterations)
+
+
+@dataclass(frozen=True, slots=True)
+class Scrypt:
+    """PHC ``$scrypt$ln=…,r=…,p=…$salt``, ``,l=`` as for argon2. Firebase's is scrypt and then AES (see `derive`)."""
+
+    family: ClassVar[str] = "scrypt"
+    form: ClassVar[re.Pattern[str]] = re.compile(
+        r"\$(scrypt|firebase-scrypt)\$ln=([1-9]\d?),r=([1-9]\d{0,3}),p=([1-9]\d{0,3})(?:,l=(\d{1,3}))?"
+        r"\$([A-Za-z0-9+/]{0,86})"
+    )
+    encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_base64)
+    variant: str
+    ln: int
+    r: int
+    p: int
+    length: int
+    salt: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, variant: str, ln: str, r: str, p: str, length: str | None, salt: str) -> Self:
+        """From the form's groups."""
+        it = cls(variant, int(ln), int(r), int(p), int(length or DIGEST_BYTES), from_base64(salt))
+        if it.ln > MAX_SCRYPT_LN:
+            raise InvalidSetting(f"scrypt's N must be at most 2^{MAX_SCRYPT_LN}")
+        _at_most("scrypt's r", it.r, MAX_SCRYPT_R)
+        _at_most("scrypt's p", it.p, MAX_SCRYPT_P)
+        return it
+
+    @property
+    def scheme(self) -> str:
+        """The setting without its salt."""
+        length = "" if self.length == DIGEST_BYTES else f",l={self.length}"
+        return f"${self.variant}$ln={self.ln},r={self.r},p={self.p}{length}"
+
+    @property
+    def work(self) -> int:
+        """How long it takes, in a measure of its family."""
+        return (1 << self.ln) * self.r * self.p
+
+    def derive(self, secret: bytes) -> bytes:
+        """The digest.
+
+        Firebase encrypts its signer key by AES-256-CTR under what scrypt gives. The import takes the signer key
+        out again (XOR): what is stored is the key stream, and no node needs to know the signer key.
+        """
+        n, firebase = 1 << self.ln, self.variant == "firebase-scrypt"
+        memory = 128 * self.r * (n + self.p + 2) + (1 << 16)
+        length = 32 if firebase else self.length
+        key = hashlib.scrypt(secret, salt=self.salt, n=n, r=self.r, p=self.p, maxmem=memory, dklen=length)
+        return _aes_key_stream(key, self.length) if firebase else key
+
+
+def _aes_key_stream(key: bytes, length: int) -> bytes:
+    # Imported at its first use: few need it, and it is 10 MB of memory.
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
+
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    return encryptor.update(bytes(length)) + encryptor.finalize()
+
+
+Kind: TypeAlias = Argon2 | Bcrypt | Pbkdf2 | Scrypt
+_KINDS: tuple[type[Argon2] | type[Bcrypt] | type[Pbkdf2] | type[Scrypt], ...] = (Argon2, Bcrypt, Pbkdf2, Scrypt)
+
+
+def parse(setting: str) -> Kind:
+    """The kind, costs and salt of a setting. Raises InvalidSetting, also for costs beyond the limits."""
+    for kind in _KINDS:
+        if match := kind.form.fullmatch(setting):
+            try:
+                of: Callable[..., Kind] = kind.of
+                it = of(*match.groups())
+            except InvalidSetting:
+                raise
+            except ValueError:
+                raise InvalidSetting("the salt is not base64") from None
+            if not MIN_DIGEST_BYTES <= it.length <= MAX_DIGEST_BYTES:
+                raise InvalidSetting(f"the digest must have {MIN_DIGEST_BYTES} to {MAX_DIGEST_BYTES} bytes")
+            if len(it.salt) > MAX_SALT_BYTES:
+                raise InvalidSetting(f"the salt must have at most {MAX_SALT_BYTES} bytes")
+            return it
+    raise InvalidSetting("not a kind of hash that Gatepost knows")
+
+
+def setting_of(kind: Kind) -> str:
+    """What is stored for a kind with its salt; `parse` reads it."""
+    return f"{kind.scheme}${type(kind).encode(kind.salt)}"
+
+
+def with_salt(scheme: str, salt: bytes) -> Any:
+    """A kind like those stored under this scheme, with another salt. Raises InvalidSetting."""
+    return replace(parse(scheme + "$" + "A" * 22), salt=salt)
