@@ -18,6 +18,7 @@ from gatepost.credentials import Credentials, MissingPepper
 from gatepost.db import Database, reach
 from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
+from gatepost.ops import openapi
 from gatepost.server import ROUTES, StartError, WebServer
 
 T = TypeVar("T")
@@ -89,6 +90,12 @@ def routes() -> None:
         summary = (route.handler.__doc__ or "").split("\n")[0]
         table.add_row(route.method, route.path, summary)
     _print(table)
+
+
+@app.command("openapi")
+def print_document() -> None:
+    """Print the OpenAPI document."""
+    print(openapi.render(ROUTES, indent=2))  # noqa: T201
 
 
 @user.command("add")

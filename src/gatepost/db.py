@@ -22,10 +22,11 @@ from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT, Dsn, Pool
 
-__all__ = ["Connection", "Database", "Dsn", "Statement", "UniqueViolation", "reach"]
+__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "UniqueViolation", "reach"]
 
 Connection: TypeAlias = aiopg.sa.SAConnection
 UniqueViolation = psycopg2.errors.UniqueViolation
+NotPermitted = psycopg2.errors.InsufficientPrivilege
 
 # Connections of their own for session checks, so that logins never starve them (sessions/lookup.py).
 LOOKUP_CONNECTIONS = 2

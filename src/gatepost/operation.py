@@ -23,6 +23,7 @@ class Operation:
     query: type[BaseModel] | None = None
     problems: tuple[type[Problem], ...] = ()
     any_content_type: bool = False
+    media_type: str = "application/json"
 
 
 def operation(
@@ -33,11 +34,13 @@ def operation(
     query: type[BaseModel] | None = None,
     problems: tuple[type[Problem], ...] = (),
     any_content_type: bool = False,
+    media_type: str = "application/json",
 ) -> Callable[[HandlerT], HandlerT]:
     """Note an `Operation` on a handler; its docstring is the summary."""
 
     def note(handler: HandlerT) -> HandlerT:
-        handler.__operation__ = Operation(answer, status, body, query, problems, any_content_type)  # type: ignore[attr-defined]
+        noted = Operation(answer, status, body, query, problems, any_content_type, media_type)
+        handler.__operation__ = noted  # type: ignore[attr-defined]
         return handler
 
     return note

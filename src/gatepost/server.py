@@ -7,12 +7,12 @@ import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, NoReturn
 
 from aiohttp import web
 
-from gatepost import schema
+from gatepost import events, schema
 from gatepost.accounts import handlers as accounts
 from gatepost.background import every
 from gatepost.config import Config
@@ -20,7 +20,9 @@ from gatepost.credentials import Credentials
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
+from gatepost.forward_auth import handlers as forward_auth
 from gatepost.ops import handlers as ops
+from gatepost.ops import openapi
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions import own as own_sessions
 from gatepost.sessions import upkeep
@@ -40,7 +42,13 @@ from gatepost.web import (
     set_common_headers,
 )
 
-ROUTES = [*sessions.routes, *own_sessions.routes, *accounts.routes, *ops.routes]
+ROUTES = [*sessions.routes, *own_sessions.routes, *accounts.routes, *forward_auth.routes, *ops.routes]
+
+
+@cache
+def api_document() -> str:
+    """What `/openapi.json` answers. The routes are always the same, so it is made once."""
+    return openapi.render(ROUTES)
 
 
 class StartError(Exception):
@@ -65,6 +73,7 @@ class WebServer:
         self.config = config
         self.app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
         self.app[CONFIG] = config
+        self.app[ops.DOCUMENT] = api_document()
         mount(self.app, ROUTES)
         self.app.on_response_prepare.append(set_common_headers)
         if config.webserver.cors_origins:
@@ -109,6 +118,8 @@ class WebServer:
         self._resources.push_async_callback(_at_last, last_seen.write)
         await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
         await self._resources.enter_async_context(every(upkeep.INTERVAL, partial(upkeep.sweep, database)))
+        end_events = partial(events.sweep, database, self.config.events.retention)
+        await self._resources.enter_async_context(every(upkeep.INTERVAL, end_events))
 
     async def _start_postgres(self) -> Dsn:
         db = self.config.db

@@ -1,7 +1,9 @@
 """`/account`: having one, changing it, leaving."""
 
 import uuid
-from typing import Any
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +23,7 @@ from gatepost.errors import (
 )
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded
+from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 from gatepost.web import (
     CONFIG,
@@ -28,11 +31,14 @@ from gatepost.web import (
     DATABASE,
     client_ip,
     drop_session_cookie,
+    has_session_cookie,
     json_response,
     read_body,
     set_session_cookie,
     user_agent,
 )
+
+T = TypeVar("T")
 
 
 class Registration(BaseModel):
@@ -138,20 +144,24 @@ class Renewed(TypedDict):
 async def change_password(request: web.Request, session: Session) -> web.Response:
     """Change my password; every other session of mine ends."""
     asked = await read_body(request, PasswordChange)
-    name, current = await _check(request, session, asked.current)
-    policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-    new = await request.app[CREDENTIALS].create(asked.new)
-    token = str(uuid.uuid4())
-    expires_at = await request.app[DATABASE].write(
-        queries.change_password,
-        session.user_id,
-        _origin(request, session),
-        current=current,
-        new=new,
-        token_hash=hash_token(token),
-    )
+    database, token = request.app[DATABASE], str(uuid.uuid4())
+
+    async def attempt() -> datetime:
+        name, current = await _check(request, session, asked.current)
+        policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
+        new = await request.app[CREDENTIALS].create(asked.new)
+        return await database.write(
+            queries.change_password,
+            session.user_id,
+            _origin(request, session),
+            current=current,
+            new=new,
+            token_hash=hash_token(token),
+        )
+
+    expires_at = await _unless_changed(attempt)
     response = json_response(Renewed(session_id=token, expires_at=timestamp(expires_at)))
-    if request.cookies:
+    if has_session_cookie(request):
         set_session_cookie(request, response, token)
     return response
 
@@ -169,12 +179,23 @@ class Goodbye(BaseModel):
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""
     asked = await read_body(request, Goodbye)
-    _, current = await _check(request, session, asked.password)
-    await request.app[DATABASE].write(queries.delete, session.user_id, _origin(request, session), current=current)
+
+    async def attempt() -> None:
+        _, current = await _check(request, session, asked.password)
+        await request.app[DATABASE].write(queries.delete, session.user_id, _origin(request, session), current=current)
+
+    await _unless_changed(attempt)
     response = json_response(Done(status="success"))
-    if request.cookies:
-        drop_session_cookie(request, response)
+    drop_session_cookie(request, response)
     return response
+
+
+async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Once more if the password was hashed anew between its reading and its checking."""
+    try:
+        return await attempt()
+    except SettingChanged:
+        return await attempt()
 
 
 async def _check(request: web.Request, session: Session, password: str) -> tuple[str, tuple[Setting, bytes]]:

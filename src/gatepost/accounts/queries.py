@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement, UniqueViolation
 from gatepost.errors import InvalidCode, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import User
 from gatepost.tables import passwords, users
 
@@ -176,7 +177,8 @@ _MINE = """
     SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
 
     WITH mine AS (
-        SELECT u.id, coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches
+        SELECT u.id, coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches,
+            coalesce(p.setting = :setting, true) AS unchanged
         FROM gatepost.users u
             JOIN gatepost.sessions s ON s.user_id = u.id AND s.epoch = u.epoch AND s.handle = :handle
             LEFT JOIN gatepost.passwords p ON p.user_id = u.id
@@ -205,12 +207,13 @@ _CHANGE_PASSWORD = Statement(
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT CASE WHEN matches THEN 'authn_password_change' ELSE 'authn_password_change_fail' END,
-            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb) FROM mine
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb)
+        FROM mine WHERE unchanged
         UNION ALL
         SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
             '{"reason": "password_change"}' FROM ended
     )
-    SELECT mine.matches, renewed.expires_at FROM mine LEFT JOIN renewed ON true
+    SELECT mine.unchanged, mine.matches, renewed.expires_at FROM mine LEFT JOIN renewed ON true
 """
 )
 
@@ -226,7 +229,8 @@ async def change_password(
 ) -> datetime:
     """Keep ``new``, end every other session, let this one go on under ``token_hash``; until when it does.
 
-    ``current``: the setting and the digest that the given password has under it. Raises WrongPassword, Unauthorized.
+    ``current``: the setting and the digest that the given password has under it.
+    Raises WrongPassword, Unauthorized, SettingChanged.
     """
     setting, digest = current
     row = await _CHANGE_PASSWORD.first(
@@ -241,12 +245,9 @@ async def change_password(
         token_hash=token_hash,
         **origin._asdict(),
     )
-    if row is None:
-        raise Unauthorized
-    matches, expires_at = row
-    if not matches:
-        raise WrongPassword
-    until: datetime = expires_at
+    _decided(row)
+    assert row is not None
+    until: datetime = row[2]
     return until
 
 
@@ -256,11 +257,11 @@ _DELETE = Statement(
     recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
         SELECT CASE WHEN matches THEN 'user_deleted' ELSE 'authn_password_change_fail' END,
-            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM mine
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM mine WHERE unchanged
     ), deleted AS (
         DELETE FROM gatepost.users WHERE id = (SELECT id FROM mine WHERE matches)
     )
-    SELECT matches FROM mine
+    SELECT unchanged, matches FROM mine
 """
 )
 
@@ -268,13 +269,20 @@ _DELETE = Statement(
 async def delete(connection: Connection, user_id: str, origin: Origin, *, current: tuple[Setting, bytes]) -> None:
     """Delete the account and all that hangs on it; its events stay, with an id that names nobody any more.
 
-    Raises WrongPassword, Unauthorized.
+    Raises WrongPassword, Unauthorized, SettingChanged.
     """
     setting, digest = current
     row = await _DELETE.first(connection, id=user_id, setting=setting.phc, digest=digest, **origin._asdict())
+    _decided(row)
+
+
+def _decided(row: tuple[Any, ...] | None) -> None:
     if row is None:
         raise Unauthorized
-    if not row[0]:
+    unchanged, matches, *_ = row
+    if not unchanged:
+        raise SettingChanged
+    if not matches:
         raise WrongPassword
 
 

@@ -8,7 +8,7 @@ from gatepost.errors import Forbidden, Unauthorized
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
-from gatepost.web import Handler, session_token
+from gatepost.web import Asked, Handler, session_token
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)
@@ -16,9 +16,9 @@ LAST_SEEN = web.AppKey("last_seen", LastSeen)
 GuardedHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
-async def caller(request: web.Request) -> Session:
-    """The session whose token the request carries. Raises Unauthorized, DatabaseUnavailable."""
-    session = await request.app[LOOKUP].find(hash_token(session_token(request)))
+async def caller(request: web.Request, asked: Asked | None = None) -> Session:
+    """The session whose token the request carries. Raises what `session_token` raises, and DatabaseUnavailable."""
+    session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
     if session is None:
         raise Unauthorized
     request.app[LAST_SEEN].saw(session.token_hash)

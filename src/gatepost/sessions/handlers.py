@@ -5,7 +5,7 @@ import contextlib
 import time
 import uuid
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
@@ -30,6 +30,7 @@ from gatepost.web import (
     client_ip,
     demand_own_origin,
     drop_session_cookie,
+    is_from_a_page,
     json_response,
     read_body,
     session_token,
@@ -71,7 +72,7 @@ async def log_in(request: web.Request) -> web.Response:
         name = canonical(login.username)
     except InvalidName:
         name = None  # nobody's; treated as any unknown name from here on
-    if login.cookie and hdrs.ORIGIN in request.headers:
+    if login.cookie and is_from_a_page(request):
         demand_own_origin(request)  # else a foreign page could sign its visitor in as somebody else
     for _ in range(2):
         try:
@@ -135,8 +136,7 @@ async def log_out(request: web.Request) -> web.Response:
     if not ended:
         raise Unauthorized
     response = json_response(Done(status="success"))
-    if request.cookies:
-        drop_session_cookie(request, response)
+    drop_session_cookie(request, response)
     return response
 
 

@@ -82,7 +82,7 @@ def _by(request: web.Request) -> queries.Revocation:
 
 def _done(request: web.Request, *, forget: bool) -> web.Response:
     response = json_response(Done(status="success"))
-    if forget and request.cookies:
+    if forget:
         drop_session_cookie(request, response)
     return response
 

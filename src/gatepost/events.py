@@ -1,0 +1,33 @@
+"""The record of what happened. Events are written by the statements that do what they record; here they end."""
+
+from gatepost.db import Connection, Database, NotPermitted, Statement
+
+# Rows in one statement: a lock held for milliseconds.
+BATCH = 1000
+_LOCK = 0x67617465_65766E74  # "gateevnt"
+
+_SWEEP = Statement("""
+    DELETE FROM gatepost.events WHERE id IN (
+        SELECT id FROM gatepost.events
+        WHERE at < clock_timestamp() - make_interval(secs => :retention)
+            AND (SELECT pg_try_advisory_xact_lock(:lock))
+        ORDER BY at LIMIT :most)
+    RETURNING 1
+""")
+
+
+async def _sweep_batch(connection: Connection, retention: int) -> int:
+    return len(await _SWEEP.all(connection, retention=retention, lock=_LOCK, most=BATCH))
+
+
+async def sweep(database: Database, retention: int) -> None:
+    """Delete events older than ``retention`` seconds, in small batches, on one node at a time.
+
+    Does nothing where our role may not delete events: their end is then another's business. Raises
+    DatabaseUnavailable.
+    """
+    try:
+        while await database.write(_sweep_batch, retention) == BATCH:
+            pass
+    except NotPermitted:
+        return

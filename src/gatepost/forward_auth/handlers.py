@@ -1,0 +1,65 @@
+"""`/authz/forward`: may this request pass? nginx (`auth_request`), Traefik and Caddy (`forward_auth`) ask it."""
+
+from urllib.parse import quote
+
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ConfigDict, Field
+
+from gatepost.errors import Forbidden, ForeignOrigin
+from gatepost.names import canonical
+from gatepost.operation import operation
+from gatepost.sessions.guard import GUARDED, caller
+from gatepost.web import Asked, read_query
+
+
+class Demand(BaseModel):
+    """What the proxy demands besides a session. An empty or misspelt demand must not pass for none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: str | None = Field(
+        None, pattern=r"^[^\s,]{1,64}(,[^\s,]{1,64})*$", description="A role; of several, separated by commas, any."
+    )
+
+
+@operation(None, query=Demand, problems=(Forbidden, ForeignOrigin))
+async def forward(request: web.Request) -> web.Response:
+    """Say whose session a proxied request carries, in headers for the service behind the proxy."""
+    demand = read_query(request, Demand)
+    session = await caller(request, _asked(request))
+    if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):
+        raise Forbidden
+    return web.Response(
+        headers={
+            "Remote-User": quote(canonical(session.username), safe=_NAME),
+            "Remote-User-Id": session.user_id,
+            # Also when there are none: a header that we do not send is one that a careless proxy lets through.
+            "Remote-Roles": ",".join(quote(role, safe=_ROLE) for role in session.roles),
+            "Remote-Session": session.handle,
+        }
+    )
+
+
+GUARDED[forward] = None  # it asks `caller` by itself, about another request than its own
+
+# What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
+_NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+_ROLE = _NAME.replace(",", "")
+
+
+def _asked(request: web.Request) -> Asked:
+    """Method and host of the request that the proxy asks about; its question is always a GET.
+
+    The method counts as one that changes something if there is none, or another in each header: whoever holds only
+    the browser may not choose it, and a proxy that does not tell is found out by its operator, not by an attacker.
+    """
+    methods = {*_values(request, "X-Forwarded-Method"), *_values(request, "X-Original-Method")}
+    hosts = _values(request, "X-Forwarded-Host") or _values(request, hdrs.HOST)
+    return Asked(methods.pop() if len(methods) == 1 else "", ", ".join(hosts))
+
+
+def _values(request: web.Request, header: str) -> list[str]:
+    return request.headers.getall(header, [])
+
+
+routes = [web.get("/authz/forward", forward)]

@@ -1,0 +1,306 @@
+"""The OpenAPI 3.1 document, made from the route table and the notes beside the handlers.
+
+A module of ours, because none that exists serves: aiohttp-pydantic (3.0.2) writes OpenAPI 3.0 and wants Python 3.12,
+class views and errors of its own; aiohttp-swagger3 takes 3.0 as YAML in docstrings; aiohttp-apispec rests since 2022.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from importlib.metadata import metadata
+from typing import Any, Literal, NamedTuple, NotRequired
+
+from aiohttp import hdrs, web
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+from typing_extensions import TypedDict
+
+from gatepost.errors import (
+    DatabaseUnavailable,
+    FieldError,
+    Forbidden,
+    ForeignOrigin,
+    InvalidBody,
+    NotFound,
+    Problem,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from gatepost.operation import Operation
+from gatepost.sessions.guard import GUARDED
+from gatepost.web import MAX_BODY, Handler
+
+Json = dict[str, Any]
+
+_DESCRIPTION = f"""\
+JSON in and out. A body is one object of at most {MAX_BODY} bytes. Errors are `application/problem+json` (RFC 9457)
+with a stable `code`. `HEAD` is answered wherever `GET` is, `OPTIONS` everywhere (204 with `Allow`); another method is
+405 `method_not_allowed`, another path 404 `not_found`. A 500 `internal_error` is a fault of ours."""
+
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer SESSION_ID`"},
+    "token": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "`Authorization: SESSION_ID`",
+    },
+    "cookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": "__Host-session",
+        "description": "For browsers that logged in with `cookie`. Plain `session` on the developer's own machine.",
+    },
+}
+
+_HEADERS: dict[str, Json] = {
+    "Allow": {"description": "The methods of this resource.", "schema": {"type": "string"}},
+    "Cache-Control": {"description": "Nothing here may be kept.", "schema": {"const": "no-store"}},
+    "Retry-After": {
+        "description": "Seconds to wait before the next try.",
+        "schema": {"type": "integer", "minimum": 0},
+    },
+    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}},
+    "X-Request-ID": {"description": "The request's own where it was sound.", "schema": {"type": "string"}},
+}
+_EVERYWHERE = ("Cache-Control", "X-Request-ID")
+
+
+class ProblemDocument(TypedDict):
+    """What went wrong (RFC 9457): ``code`` is for programs, ``detail`` for people."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: NotRequired[list[FieldError]]
+
+
+def _prose(thing: object) -> str:
+    return _markdown(inspect.getdoc(thing) or "")
+
+
+def _markdown(docstring: str) -> str:
+    """Paragraphs of one line each, code as Markdown has it."""
+    paragraphs = docstring.replace("``", "`").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+class _Refusal(NamedTuple):
+    status: int
+    code: str
+    text: str
+    headers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, problem: type[Problem]) -> "_Refusal":
+        return cls(problem.status, problem.code, _prose(problem), tuple(problem.headers))
+
+
+_BODY = (
+    _Refusal(400, "body_not_utf8", "The body is not UTF-8."),
+    _Refusal(400, "body_not_json", "The body is not JSON."),
+    _Refusal(400, "body_too_deep", "The body is nested too deep."),
+    _Refusal(400, "duplicate_key", "A key occurs twice in one object."),
+    _Refusal(400, "number_not_finite", "A number is not finite."),
+    _Refusal(400, "number_too_long", "A number has too many characters."),
+    _Refusal(400, "nul_character", "A string contains U+0000."),
+    _Refusal(400, "lone_surrogate", "A string contains a lone surrogate."),
+    _Refusal(413, "request_entity_too_large", f"The body has more than {MAX_BODY} bytes."),
+    _Refusal.of(UnsupportedMediaType),
+    _Refusal.of(InvalidBody),
+)
+_TOKEN = (
+    _Refusal(400, "two_authorizations", "There are two Authorization headers."),
+    _Refusal.of(Unauthorized),
+)
+# Answers of no operation: to a path or a method that is not here.
+_NOWHERE = (
+    _Refusal.of(NotFound),
+    _Refusal(405, "method_not_allowed", "This resource does not know this method.", ("Allow",)),
+)
+
+
+def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
+    """The document of a route table. Raises TypeError for a handler without a note."""
+    router = web.UrlDispatcher()
+    router.add_routes(routes)
+    table = [
+        (route.resource.canonical, route.method, route.handler, _note(route.handler))
+        for route in router.routes()
+        if route.resource and route.method != hdrs.METH_HEAD
+    ]
+    components = _components(note for *_, note in table)
+    for refusal in _NOWHERE:
+        _refused([refusal], components)
+    paths: dict[str, Json] = {}
+    for path, method, handler, note in table:
+        paths.setdefault(path, {})[method.lower()] = _operation(path, method, handler, note, components)
+    about = metadata("gatepost")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Gatepost",
+            "summary": about["Summary"],
+            "description": _DESCRIPTION,
+            "license": {"name": about["License-Expression"], "identifier": about["License-Expression"]},
+            "version": about["Version"],
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": name} for name in dict.fromkeys(map(_tag, paths))],
+        "paths": paths,
+        "components": {
+            "schemas": components.schemas,
+            "responses": dict(sorted(components.responses.items())),
+            "headers": {name: {"required": True, **header} for name, header in _HEADERS.items()},
+            "securitySchemes": _SECURITY,
+        },
+    }
+
+
+def render(routes: Iterable[web.AbstractRouteDef], *, indent: int | None = None) -> str:
+    """The same as JSON; alike for the same routes, to the byte."""
+    return json.dumps(document(routes), ensure_ascii=False, indent=indent)
+
+
+def _note(handler: Any) -> Operation:
+    note = getattr(handler, "__operation__", None)
+    if not isinstance(note, Operation):
+        raise TypeError(f"{handler.__module__}.{handler.__name__} has no @operation")
+    return note
+
+
+# ---------------------------------------------------------------------------------------------- schemas
+
+
+class _Components(NamedTuple):
+    of: Mapping[Any, Json]
+    """A schema by its type; most often a reference into ``schemas``."""
+    schemas: dict[str, Json]
+    responses: dict[str, Json]
+    """Those that name one problem; filled as they are met."""
+
+
+def _components(notes: Iterable[Operation]) -> _Components:
+    """The JSON Schemas of all types at once, so that two of one name are told apart."""
+    taken: dict[Any, None] = {}
+    given: dict[Any, None] = {ProblemDocument: None}
+    queries = []
+    for note in notes:
+        taken |= dict.fromkeys(model for model in (note.body, note.query) if model)
+        given |= dict.fromkeys(answer for answer in (note.answer,) if answer)
+        queries += [note.query] if note.query else []
+    modes: list[tuple[dict[Any, None], Literal["validation", "serialization"]]] = [
+        (taken, "validation"),
+        (given, "serialization"),
+    ]
+    found, definitions = TypeAdapter.json_schemas(
+        [(each, mode, TypeAdapter(each)) for types, mode in modes for each in types],
+        ref_template="#/components/schemas/{model}",
+        schema_generator=_Untitled,
+    )
+    of = {each: schema for (each, _), schema in found.items()}
+    schemas = dict(sorted(definitions.get("$defs", {}).items()))
+    for schema in schemas.values():
+        if "description" in schema:
+            schema["description"] = _markdown(schema["description"])
+    for query in dict.fromkeys(queries):  # written out as parameters, so no component
+        of[query] = schemas.pop(of[query]["$ref"].rpartition("/")[2])
+    return _Components(of, schemas, {})
+
+
+class _Untitled(GenerateJsonSchema):
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 (a field's name is title enough)
+        return False
+
+
+# ------------------------------------------------------------------------------------------- operations
+
+
+def _operation(path: str, method: str, handler: Handler, note: Operation, components: _Components) -> Json:
+    summary, _, description = _prose(handler).partition("\n\n")
+    role = GUARDED.get(handler)
+    has_token = handler in GUARDED or Unauthorized in note.problems
+    operation: Json = {
+        "operationId": "_".join([handler.__module__.split(".")[1], handler.__name__]),
+        "tags": [_tag(path)],
+        "summary": summary,
+    }
+    if description:
+        operation["description"] = description
+    if parameters := [*_path_parameters(path), *_query_parameters(note, components)]:
+        operation["parameters"] = parameters
+    if note.body:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": components.of[note.body]}},
+        }
+        if note.any_content_type:
+            operation["requestBody"]["description"] = "JSON, whatever Content-Type says."
+    refusals = list(map(_Refusal.of, note.problems))
+    refusals += _BODY if note.body else ()
+    refusals += [_Refusal.of(InvalidBody)] if note.query else []
+    refusals += _TOKEN if has_token else ()
+    refusals += [_Refusal.of(Forbidden)] if role else []
+    refusals += [_Refusal.of(ForeignOrigin)] if has_token and method != hdrs.METH_GET else []
+    # Only a public GET can do without the database; one that does not says so itself.
+    refusals += [_Refusal.of(DatabaseUnavailable)] if has_token or method != hdrs.METH_GET else []
+    by_status = sorted({refusal.status for refusal in refusals})
+    operation["responses"] = {
+        str(note.status): _answered(note, components),
+        **{str(status): _refused((r for r in refusals if r.status == status), components) for status in by_status},
+    }
+    if has_token:
+        operation["security"] = [{name: [role] if role else []} for name in _SECURITY]
+    return operation
+
+
+def _path_parameters(path: str) -> list[Json]:
+    names = re.findall(r"{(\w+)}", path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+
+
+def _query_parameters(note: Operation, components: _Components) -> list[Json]:
+    if not note.query:
+        return []
+    model = components.of[note.query]
+    required = model.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": schema}
+        for name, schema in model["properties"].items()
+    ]
+
+
+def _answered(note: Operation, components: _Components) -> Json:
+    response: Json = {"description": HTTPStatus(note.status).phrase, "headers": _headers()}
+    if note.answer:
+        response["content"] = {note.media_type: {"schema": components.of[note.answer]}}
+    return response
+
+
+def _refused(refusals: Iterable[_Refusal], components: _Components) -> Json:
+    """One response: the problems of one status."""
+    by_code = {refusal.code: refusal for refusal in sorted(refusals)}
+    headers = sorted({name for refusal in by_code.values() for name in refusal.headers})
+    schema = {"$ref": "#/components/schemas/ProblemDocument", "properties": {"code": {"enum": list(by_code)}}}
+    response = {
+        "description": "\n".join(f"- `{code}`: {refusal.text}" for code, refusal in by_code.items()),
+        "headers": _headers(*headers),
+        "content": {"application/problem+json": {"schema": schema}},
+    }
+    if len(by_code) > 1:
+        return response
+    name = next(iter(by_code)).title().replace("_", "")
+    components.responses[name] = response
+    return {"$ref": f"#/components/responses/{name}"}
+
+
+def _headers(*more: str) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in (*_EVERYWHERE, *more)}
+
+
+def _tag(path: str) -> str:
+    return path.split("/")[1]

@@ -1,0 +1,245 @@
+"""No session is valid that should not be, in whatever order the statements of several actors come.
+
+Each actor has a connection of its own and is paused between its statements and before its COMMIT. Every order of
+those steps is run; a step that has to wait for another actor's lock is left waiting while the others go on.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from gatepost.accounts import queries as accounts
+from gatepost.credentials import Credentials
+from gatepost.db import Connection, Database, Dsn
+from gatepost.errors import Problem
+from gatepost.sessions import queries as sessions
+from gatepost.sessions.session import hash_token
+from tests.conftest import CHEAP, PASSWORD, rows
+
+NEW = "a better horse and battery"
+Step = Callable[[], Awaitable[Any]]
+
+
+@dataclass
+class World:
+    """One user with one session, and what each actor needs."""
+
+    dsn: Dsn
+    database: Database
+    credentials: Credentials
+    user_id: str
+    mine: str
+    stack: contextlib.AsyncExitStack
+    tokens: dict[str, str] = field(default_factory=dict)
+
+    async def connection(self) -> Connection:
+        """A connection of an actor's own; its deadline is this test's."""
+        raw = await self.database._pool.acquire()
+        self.stack.callback(self.database._pool.give_back, raw)
+        return Connection(raw, self.database.engine)
+
+    def token(self, name: str) -> str:
+        return self.tokens.setdefault(name, str(uuid.uuid4()))
+
+
+async def run(connection: Connection, sql: str) -> None:
+    cursor = await connection.connection.cursor()
+    await cursor.execute(sql)
+
+
+async def handle_of(world: World) -> str:
+    return str(rows(world.dsn, "SELECT handle FROM gatepost.sessions ORDER BY created_at LIMIT 1")[0][0])
+
+
+async def a_login(world: World, name: str = "login", password: str = PASSWORD) -> list[Step]:
+    """Statement 1; statement 2; COMMIT."""
+    connection = await world.connection()
+    held: dict[str, Any] = {}
+
+    async def find() -> None:
+        held["setting"] = await sessions.find_setting(connection, "ada")
+
+    async def open_session() -> None:
+        setting = held["setting"]
+        digest = await world.credentials.digest(setting, password)
+        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token(name)), None, None)
+        await run(connection, "BEGIN")
+        with contextlib.suppress(sessions.SettingChanged):
+            await sessions.open_session(connection, attempt, lifetime=1000, max_per_user=10)
+
+    return [find, open_session, lambda: run(connection, "COMMIT")]
+
+
+async def a_password_change(world: World) -> list[Step]:
+    connection = await world.connection()
+    setting = (await accounts.find_secret(connection, world.user_id)).setting  # type: ignore[union-attr]
+    assert setting is not None
+    digest, new = await world.credentials.digest(setting, PASSWORD), await world.credentials.create(NEW)
+    origin = accounts.Origin(await handle_of(world), None, None)
+
+    async def change() -> None:
+        await run(connection, "BEGIN")
+        with contextlib.suppress(Problem, sessions.SettingChanged):
+            await accounts.change_password(
+                connection,
+                world.user_id,
+                origin,
+                current=(setting, digest),
+                new=new,
+                token_hash=hash_token(world.token("changed")),
+            )
+
+    return [change, lambda: run(connection, "COMMIT")]
+
+
+async def a_disabling(world: World) -> list[Step]:
+    connection = await world.connection()
+
+    async def disable() -> None:
+        await run(connection, "BEGIN")
+        await run(
+            connection,
+            "UPDATE gatepost.users SET disabled_at = clock_timestamp(), epoch = epoch + 1 WHERE canonical = 'ada'",
+        )
+
+    return [disable, lambda: run(connection, "COMMIT")]
+
+
+async def a_sign_out_everywhere(world: World) -> list[Step]:
+    connection = await world.connection()
+
+    async def end() -> None:
+        await run(connection, "BEGIN")
+        await sessions.end_all_sessions_of(connection, world.user_id, sessions.Revocation("user", None, None, None))
+
+    return [end, lambda: run(connection, "COMMIT")]
+
+
+async def a_rehash(world: World) -> list[Step]:
+    """What a login with the old password does once it has won, if the hash is weak."""
+    connection = await world.connection()
+    setting = await sessions.find_setting(connection, "ada")
+    assert setting is not None
+    digest, stronger = await world.credentials.digest(setting, PASSWORD), await world.credentials.create(PASSWORD)
+    user_id = uuid.UUID(world.user_id)
+
+    async def rehash() -> None:
+        await run(connection, "BEGIN")
+        await sessions.rehash(connection, user_id, digest, stronger)
+
+    return [rehash, lambda: run(connection, "COMMIT")]
+
+
+def orders(lengths: list[int]) -> Iterator[list[int]]:
+    """Every order of the actors' steps, each actor's own in sequence."""
+    slots = [actor for actor, length in enumerate(lengths) for _ in range(length)]
+    yield from map(list, sorted(set(itertools.permutations(slots))))
+
+
+async def play(actors: list[list[Step]], order: list[int]) -> None:
+    """Run the steps in this order; an actor that waits for a lock is passed over until it has it."""
+    running: list[asyncio.Task[Any] | None] = [None] * len(actors)
+
+    async def after(before: asyncio.Task[Any] | None, step: Step) -> None:
+        if before:
+            await before
+        await step()
+
+    done = [0] * len(actors)
+    for actor in order:
+        step = actors[actor][done[actor]]
+        done[actor] += 1
+        task = running[actor] = asyncio.create_task(after(running[actor], step))
+        await asyncio.wait([task], timeout=0.03)
+    await asyncio.gather(*(task for task in running if task))
+
+
+@contextlib.asynccontextmanager
+async def a_world(database: Database, dsn: Dsn, credentials: Credentials) -> AsyncIterator[World]:
+    async with contextlib.AsyncExitStack() as stack:
+        rows(
+            dsn,
+            "TRUNCATE gatepost.users, gatepost.events CASCADE",
+        )
+        user = await database.write(accounts.create, "ada", "ada", await credentials.create(PASSWORD))
+        world = World(dsn, database, credentials, str(user.id), str(uuid.uuid4()), stack)
+        setting = await database.read(sessions.find_setting, "ada")
+        assert setting is not None
+        digest = await credentials.digest(setting, PASSWORD)
+        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.mine), None, None)
+        assert await database.write(sessions.open_session, attempt, lifetime=1000, max_per_user=10)
+        yield world
+
+
+async def valid(world: World) -> set[str]:
+    """Which of the tokens that were handed out count."""
+    tokens = {"mine": world.mine, **world.tokens}
+    hashes = {hash_token(token): name for name, token in tokens.items()}
+    return {hashes[h] for h in await world.database.read(sessions.live_sessions, list(hashes), 86400)}
+
+
+@pytest.fixture
+async def pool_of_eight(dsn: Dsn) -> AsyncIterator[Database]:
+    database = await Database.open(dsn, 8)
+    yield database
+    await database.close()
+
+
+Actor = Callable[[World], Awaitable[list[Step]]]
+
+
+@pytest.mark.parametrize(
+    ("actors", "allowed"),
+    [
+        # After a password change only the session that changed it counts; a login with the old one never does.
+        ([a_login, a_password_change], {"changed"}),
+        ([a_login, a_disabling], set()),
+        ([a_login, a_sign_out_everywhere], {"login"}),
+        ([a_password_change, a_disabling], set()),
+        ([a_password_change, a_sign_out_everywhere], {"changed"}),
+        ([a_login, a_rehash, a_password_change], {"changed"}),
+        ([a_login, a_password_change, a_disabling], set()),
+    ],
+    ids=lambda value: "+".join(a.__name__ for a in value) if isinstance(value, list) else "",
+)
+async def test_in_every_order_of_the_statements_no_session_is_valid_that_should_not_be(
+    pool_of_eight: Database, dsn: Dsn, actors: list[Actor], allowed: set[str]
+) -> None:
+    credentials = Credentials(CHEAP, b"k" * 32)
+    every = list(orders([3 if actor is a_login else 2 for actor in actors]))
+    # Of the orders of three actors, a fair part: each takes a while, and neighbours differ little.
+    for order in every if len(every) <= 20 else every[:: len(every) // 20]:
+        async with a_world(pool_of_eight, dsn, credentials) as world:
+            steps = [await actor(world) for actor in actors]
+            await play(steps, order)
+            kinds = {kind for (kind,) in rows(dsn, "SELECT kind FROM gatepost.events")}
+            if a_rehash in actors and "authn_password_change" not in kinds:
+                continue  # the rehash came between, and the handler would try the change again
+            assert await valid(world) <= allowed, order
+            if a_rehash in actors:
+                setting = await pool_of_eight.read(sessions.find_setting, "ada")
+                assert setting is not None
+                stored = bytes(rows(dsn, "SELECT digest FROM gatepost.passwords")[0][0])
+                assert await credentials.digest(setting, NEW) == stored, "a rehash undid the change"
+    credentials.close()
+
+
+async def test_a_login_before_and_after_everything_else_is_not_refused_for_nothing(
+    pool_of_eight: Database, dsn: Dsn
+) -> None:
+    """The test above would pass if nothing ever were valid."""
+    credentials = Credentials(CHEAP, b"k" * 32)
+    async with a_world(pool_of_eight, dsn, credentials) as world:
+        await play([await a_login(world)], [0, 0, 0])
+        assert await valid(world) == {"mine", "login"}
+        await play([await a_password_change(world)], [0, 0])
+        assert await valid(world) == {"changed"}
+        await play([await a_login(world, "new", NEW)], [0, 0, 0])
+        assert await valid(world) == {"changed", "new"}
+    credentials.close()
