@@ -154,6 +154,15 @@ async def test_a_new_password_must_be_acceptable(client: Client, token: str, new
     assert (status, body["errors"][0]["field"], body["errors"][0]["code"]) == (422, "new", code)
 
 
+async def test_an_imported_password_is_prepared_as_its_origin_did(client: Client, dsn: Dsn, token: str) -> None:
+    """A tab is no character of a password of ours, but may be one of a password that was brought along."""
+    digest = hashlib.pbkdf2_hmac("sha256", b"tab\tin it", b"salt", 10_000)
+    setting = "$pbkdf2-sha256$10000$c2FsdA"
+    rows(dsn, "UPDATE gatepost.passwords SET setting = %s, digest = %s, norm = 'raw'", setting, digest)
+    assert (await change(client, token, current="tab in it"))[0] == 403
+    assert (await change(client, token, current="tab\tin it"))[0] == 200
+
+
 async def test_of_two_password_changes_at_once_one_wins_and_its_token_is_the_only_one(
     client: Client, token: str
 ) -> None:

@@ -10,8 +10,38 @@ branch_labels = None
 depends_on = None
 
 
+# Whoever takes an administrator away waits for the one before to commit, and then counts again: of two who demote
+# each other, the second is refused. In the database, so that no statement, present or future, can go round it.
+_LAST_ADMIN = """
+CREATE FUNCTION gatepost.keep_an_admin() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(7449363237422001518); -- "gateadmn"
+    IF NOT EXISTS (
+        SELECT FROM gatepost.users
+        WHERE roles <> '{}' AND roles @> '{admin}' AND disabled_at IS NULL AND id <> OLD.id
+    ) THEN
+        RAISE EXCEPTION 'the last administrator stays' USING
+            ERRCODE = 'check_violation', SCHEMA = 'gatepost', TABLE = 'users', CONSTRAINT = 'users_last_admin';
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END
+$$
+"""
+_WAS_ADMIN = "OLD.roles @> '{admin}' AND OLD.disabled_at IS NULL"
+
+
 def upgrade() -> None:
     """Create it."""
+    op.execute(_LAST_ADMIN)
+    op.execute(
+        "CREATE TRIGGER users_last_admin_kept BEFORE UPDATE OF roles, disabled_at ON gatepost.users FOR EACH ROW "
+        f"WHEN ({_WAS_ADMIN} AND NOT (NEW.roles @> '{{admin}}' AND NEW.disabled_at IS NULL)) "
+        "EXECUTE FUNCTION gatepost.keep_an_admin()"
+    )
+    op.execute(
+        "CREATE TRIGGER users_last_admin_not_deleted BEFORE DELETE ON gatepost.users FOR EACH ROW "
+        f"WHEN ({_WAS_ADMIN}) EXECUTE FUNCTION gatepost.keep_an_admin()"
+    )
     op.create_table(
         "password_resets",
         sa.Column("user_id", postgresql.UUID(), nullable=False),
@@ -56,6 +86,9 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop it."""
+    op.execute("DROP TRIGGER users_last_admin_not_deleted ON gatepost.users")
+    op.execute("DROP TRIGGER users_last_admin_kept ON gatepost.users")
+    op.execute("DROP FUNCTION gatepost.keep_an_admin()")
     op.drop_index(op.f("events_kind_id_idx"), table_name="events", schema="gatepost")
     op.drop_index(op.f("events_user_id_id_idx"), table_name="events", schema="gatepost")
     op.create_index(op.f("events_user_id_at_idx"), "events", ["user_id", "at"], schema="gatepost")

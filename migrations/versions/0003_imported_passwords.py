@@ -8,16 +8,30 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-_SALT = "[A-Za-z0-9./+]{0,86}"
-_SETTING = "|".join(
-    [
-        "[$]argon2(id|i)[$]v=(16|19)[$]m=([1-9][0-9]{0,4}|1[0-9]{5}|2[0-5][0-9]{4}|26[01][0-9]{3}|262(0[0-9]{2}"
-        f"|1[0-3][0-9]|14[0-4])),t=([1-9]|10),p=([1-9]|1[0-6])(,l=[1-6][0-9])?[$]{_SALT}",
-        "([$]2b[$](0[4-9]|1[0-4])|[$](bcrypt-sha256[$]v=[12]|django-bcrypt-sha256[$]t=2b)(,t=2b)?,r=([4-9]|1[0-4]))"
-        "[$][A-Za-z0-9./]{22}",
-        f"[$]pbkdf2(-sha256|-sha512)?[$]([1-9][0-9]{{0,5}}|1[0-9]{{6}}|2000000)[$]{_SALT}",
-        f"[$](firebase-)?scrypt[$]ln=([1-9]|1[0-7]),r=[1-8],p=[1-4](,l=[1-6][0-9])?[$]{_SALT}",
-    ]
+SETTING = (
+    "octet_length(setting) <= 160 AND CASE split_part(setting, '$', 2)"
+    # argon2: m to 256 MiB, t to 10, p to 16
+    + "".join(
+        f" WHEN '{kind}' THEN split_part(setting, '$', 3) IN ('v=16', 'v=19') AND split_part(setting, '$', 4) ~ "
+        "'^m=([1-9][0-9]{0,4}|1[0-9]{5}|2[0-5][0-9]{4}|26[01][0-9]{3}|262(0[0-9]{2}|1[0-3][0-9]|14[0-4])),"
+        "t=([1-9]|10),p=([1-9]|1[0-6])(,l=[1-6][0-9])?$'"
+        for kind in ("argon2id", "argon2i")
+    )
+    # bcrypt: 4 to 14 rounds
+    + " WHEN '2b' THEN split_part(setting, '$', 3) ~ '^(0[4-9]|1[0-4])$'"
+    " WHEN 'bcrypt-sha256' THEN split_part(setting, '$', 3) ~ '^v=[12],t=2b,r=([4-9]|1[0-4])$'"
+    " WHEN 'django-bcrypt-sha256' THEN split_part(setting, '$', 3) ~ '^t=2b,r=([4-9]|1[0-4])$'"
+    # PBKDF2: to 2,000,000 iterations
+    + "".join(
+        f" WHEN '{kind}' THEN split_part(setting, '$', 3) ~ '^([1-9][0-9]{{0,5}}|1[0-9]{{6}}|2000000)$'"
+        for kind in ("pbkdf2", "pbkdf2-sha256", "pbkdf2-sha512")
+    )
+    # scrypt: N to 2^17, r to 8, p to 4
+    + "".join(
+        f" WHEN '{kind}' THEN split_part(setting, '$', 3) ~ '^ln=([1-9]|1[0-7]),r=[1-8],p=[1-4](,l=[1-6][0-9])?$'"
+        for kind in ("scrypt", "firebase-scrypt")
+    )
+    + " ELSE false END"
 )
 
 
@@ -33,7 +47,7 @@ def upgrade() -> None:
     _checks(
         digest_length="octet_length(digest) BETWEEN 16 AND 64",
         norm_known="norm IN ('opaque', 'raw')",
-        setting_known=f"setting ~ '^({_SETTING})$'",
+        setting_known=SETTING,
     )
     op.create_index(
         "passwords_scheme_idx",

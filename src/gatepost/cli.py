@@ -20,6 +20,7 @@ from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
 from gatepost.ops import openapi
 from gatepost.server import ROUTES, StartError, WebServer
+from gatepost.transfer import commands as transfer
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 user = typer.Typer(help="Users: add, list, disable.", no_args_is_help=True)
 app.add_typer(user, name="user")
+transfer.register(user)
 
 ConfigOption = Annotated[
     Path | None,
@@ -56,6 +58,7 @@ def main() -> NoReturn:
         MissingPepper,
         StartError,
         schema.SchemaError,
+        transfer.TransferError,
         Problem,
     ) as error:
         print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201

@@ -126,6 +126,12 @@ class AccountsConfig(_Section):
     registration: Literal["open", "closed"] = Field(
         "closed", description="`open`: anyone may register. `closed`: only the operator adds users."
     )
+    reset_lifetime: int = Field(
+        3600,
+        ge=60,
+        le=7 * 86400,
+        description="Seconds in which a password reset that an operator started can be used.",
+    )
 
 
 class PasswordsConfig(_Section):

@@ -19,10 +19,10 @@ from aiopg.sa.engine import get_dialect
 
 from gatepost.config import DbConfig
 from gatepost.embedded import EmbeddedPostgres
-from gatepost.errors import DatabaseUnavailable
+from gatepost.errors import DatabaseUnavailable, Problem
 from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT, Dsn, Pool
 
-__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "UniqueViolation", "reach"]
+__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "UniqueViolation", "naming", "reach"]
 
 Connection: TypeAlias = aiopg.sa.SAConnection
 UniqueViolation = psycopg2.errors.UniqueViolation
@@ -62,6 +62,21 @@ class Statement:
         """The first row, or None."""
         rows = await self.all(connection, **parameters)
         return rows[0] if rows else None
+
+
+@contextlib.contextmanager
+def naming(problems: Mapping[str, type[Problem]]) -> Iterator[None]:
+    """Raise the violation of a constraint as the problem that stands beside its name.
+
+    Postgres judges; nobody asks first whether a name is taken or an administrator the last.
+    """
+    try:
+        yield
+    except psycopg2.IntegrityError as error:
+        problem = problems.get(error.diag.constraint_name)
+        if problem is None:
+            raise
+        raise problem from None
 
 
 @contextlib.contextmanager

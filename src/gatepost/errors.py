@@ -131,6 +131,12 @@ class Conflict(Problem):
     code = "conflict"
 
 
+class LastAdmin(Conflict):
+    """This is the last administrator: make another one first."""
+
+    code = "last_admin"
+
+
 class RegistrationClosed(Problem):
     """Accounts are created by the operator of this service."""
 

@@ -14,6 +14,8 @@ from aiohttp import web
 
 from gatepost import events, schema
 from gatepost.accounts import handlers as accounts
+from gatepost.admin import handlers as admin
+from gatepost.admin import record
 from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials
@@ -42,7 +44,15 @@ from gatepost.web import (
     set_common_headers,
 )
 
-ROUTES = [*sessions.routes, *own_sessions.routes, *accounts.routes, *forward_auth.routes, *ops.routes]
+ROUTES = [
+    *sessions.routes,
+    *own_sessions.routes,
+    *accounts.routes,
+    *forward_auth.routes,
+    *ops.routes,
+    *admin.routes,
+    *record.routes,
+]
 
 
 @cache

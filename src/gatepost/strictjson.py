@@ -11,6 +11,9 @@ from gatepost.errors import BadRequest
 MAX_DEPTH = 16
 MAX_NUMBER = 100  # characters: more than any number here can mean, far less than int() and jsonb would take on
 
+# What Postgres cannot keep: U+0000 and lone surrogates.
+BAD_CHARACTER = re.compile("[\\0\ud800-\udfff]")
+
 # An unfinished string counts to the end: or each quote in it would be tried as a beginning, in quadratic time.
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 
@@ -80,9 +83,9 @@ _decoder = json.JSONDecoder(
 def refuse_bad_characters(value: Any) -> None:
     """Raise BadRequest for U+0000 or a lone surrogate in any string within: Postgres takes neither."""
     if isinstance(value, str):
-        if "\0" in value:
-            raise BadRequest("A string contains U+0000.", code="nul_character")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if bad := BAD_CHARACTER.search(value):
+            if bad[0] == "\0":
+                raise BadRequest("A string contains U+0000.", code="nul_character")
             raise BadRequest("A string contains a lone surrogate.", code="lone_surrogate")
     elif isinstance(value, dict):
         for key, item in value.items():

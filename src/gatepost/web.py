@@ -79,7 +79,7 @@ def _render(problem: Problem) -> web.Response:
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Where every error ends: one shape, one place."""
     try:
-        if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in request.path):
+        if strictjson.BAD_CHARACTER.search(request.path):
             raise NotFound  # nothing has such a name, and Postgres must not be asked
         return await handler(request)
     except Problem as problem:
@@ -220,6 +220,17 @@ def read_query(request: web.Request, model: type[Model]) -> Model:
     if twice := sorted({name for name in query if len(query.getall(name)) > 1}):
         raise InvalidBody([FieldError(name, "twice", "is given more than once") for name in twice])
     return _validate(model, dict(query))
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def path_id(request: web.Request, name: str) -> str:
+    """A UUID in the path. Raises NotFound for anything else: there is nothing of that name."""
+    value = request.match_info[name]
+    if not _UUID.fullmatch(value):
+        raise NotFound
+    return value
 
 
 def _validate(model: type[Model], value: dict[str, Any]) -> Model:

@@ -18,6 +18,7 @@ from gatepost.errors import (
     Overloaded,
     RegistrationClosed,
     Unauthorized,
+    Unavailable,
     UsernameTaken,
     WrongPassword,
 )
@@ -56,7 +57,9 @@ class Registered(TypedDict):
     user: UserDocument
 
 
-@operation(Registered, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded))
+@operation(
+    Registered, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded, Unavailable)
+)
 async def register(request: web.Request) -> web.Response:
     """Create an account."""
     config = request.app[CONFIG]
@@ -139,7 +142,7 @@ class Renewed(TypedDict):
     expires_at: str
 
 
-@operation(Renewed, body=PasswordChange, problems=(WrongPassword, Overloaded, ForeignOrigin))
+@operation(Renewed, body=PasswordChange, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin))
 @guarded
 async def change_password(request: web.Request, session: Session) -> web.Response:
     """Change my password; every other session of mine ends."""
@@ -174,7 +177,7 @@ class Goodbye(BaseModel):
     password: str = Field(repr=False)
 
 
-@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, ForeignOrigin, Conflict))
+@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, Conflict))
 @guarded
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""
@@ -227,7 +230,7 @@ class Redemption(BaseModel):
     new: str = Field(repr=False)
 
 
-@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded))
+@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded, Unavailable))
 async def redeem(request: web.Request) -> web.Response:
     """Choose a new password with a code; every session ends."""
     asked = await read_body(request, Redemption)

@@ -159,7 +159,7 @@ class Secret(NamedTuple):
 
 
 _FIND_SECRET = Statement(
-    sa.select(users.c.canonical, passwords.c.setting, passwords.c.pepper)
+    sa.select(users.c.canonical, passwords.c.setting, passwords.c.pepper, passwords.c.norm)
     .outerjoin_from(users, passwords)
     .where(users.c.id == sa.bindparam("id"))
 )
@@ -168,7 +168,7 @@ _FIND_SECRET = Statement(
 async def find_secret(connection: Connection, user_id: str) -> Secret | None:
     """What checking this user's password needs."""
     row = await _FIND_SECRET.first(connection, id=user_id)
-    return Secret(row[0], Setting(row[1], row[2]) if row[1] else None) if row else None
+    return Secret(row[0], Setting(*row[1:]) if row[1] else None) if row else None
 
 
 # Both lock the user's row first, so that a login, a change and a disabling of one user come one after the other, and

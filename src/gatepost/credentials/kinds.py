@@ -5,6 +5,7 @@ costs are beyond the limits is refused before anything is computed. Every `deriv
 """
 
 import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -40,12 +41,12 @@ def _at_most(what: str, value: int, limit: int) -> None:
 
 def to_base64(data: bytes) -> str:
     """Standard base64 without padding, as PHC strings have it."""
-    return base64.b64encode(data).rstrip(b"=").decode()
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").decode()
 
 
 def from_base64(text: str) -> bytes:
     """The bytes of it. Raises ValueError."""
-    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
 
 
 def to_adapted_base64(data: bytes) -> str:

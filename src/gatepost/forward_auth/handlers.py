@@ -8,8 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from gatepost.errors import Forbidden, ForeignOrigin
 from gatepost.names import canonical
 from gatepost.operation import operation
-from gatepost.sessions.guard import GUARDED, caller
+from gatepost.sessions.guard import caller
 from gatepost.web import Asked, read_query
+
+# What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
+_NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
+_ROLE = _NAME.replace(",", "")
 
 
 class Demand(BaseModel):
@@ -38,13 +42,6 @@ async def forward(request: web.Request) -> web.Response:
             "Remote-Session": session.handle,
         }
     )
-
-
-GUARDED[forward] = None  # it asks `caller` by itself, about another request than its own
-
-# What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
-_NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
-_ROLE = _NAME.replace(",", "")
 
 
 def _asked(request: web.Request) -> Asked:

@@ -64,7 +64,12 @@ class WhoAmIAnswer(TypedDict):
     session: SessionDocument
 
 
-@operation(LoginAnswer, body=Login, problems=(InvalidCredentials, Overloaded, ForeignOrigin), any_content_type=True)
+@operation(
+    LoginAnswer,
+    body=Login,
+    problems=(InvalidCredentials, Overloaded, Unavailable, ForeignOrigin),
+    any_content_type=True,
+)
 async def log_in(request: web.Request) -> web.Response:
     """Open a session."""
     login = await read_body(request, Login, any_content_type=True)
@@ -119,7 +124,7 @@ async def _attempt(request: web.Request, login: Login, name: str | None) -> tupl
 @guarded
 async def who_am_i(_request: web.Request, session: Session) -> web.Response:
     """Whose session this is, and until when."""
-    return web.Response(text=session.document, content_type="application/json")
+    return web.Response(body=session.document.encode(), content_type="application/json")
 
 
 @operation(Done, problems=(Unauthorized, ForeignOrigin))

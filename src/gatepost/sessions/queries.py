@@ -219,12 +219,15 @@ async def sessions_of(connection: Connection, user_id: str, idle_timeout: int) -
 
 
 class Revocation(NamedTuple):
-    """Why a session is ended and who does it; ``actor_id`` is None for the user."""
+    """Why a session is ended and who does it; ``actor_id`` is None for the user, and for an operator at
+    a shell, of whom ``by`` tells.
+    """
 
     reason: str
     actor_id: str | None
     ip: str | None
     user_agent: str | None
+    by: str | None = None
 
 
 _ENDED = """
@@ -236,7 +239,7 @@ _ENDED = """
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, actor_id, session_handle, ip, user_agent, detail)
         SELECT 'session_revoked', user_id, CAST(:actor_id AS uuid), handle, CAST(:ip AS inet), :user_agent,
-            jsonb_build_object('reason', CAST(:reason AS text)) FROM ended
+            jsonb_strip_nulls(jsonb_build_object('reason', CAST(:reason AS text), 'by', CAST(:by AS text))) FROM ended
     )
     SELECT handle FROM ended
 """

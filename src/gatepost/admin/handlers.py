@@ -1,0 +1,234 @@
+"""`/admin/users`: the users, for operators. All of it demands the role ``admin``."""
+
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
+
+from gatepost.accounts import policy, profile
+from gatepost.accounts.queries import lock_profile
+from gatepost.admin import cursor, queries
+from gatepost.admin.user import Actor, Managed, Role, Roles, UserRecord, canonical_prefix, new_code
+from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
+from gatepost.operation import operation
+from gatepost.sessions.guard import guarded_for
+from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
+from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
+from gatepost.web import CONFIG, DATABASE, client_ip, json_response, path_id, read_body, read_query, user_agent
+
+# Not strict: in a query string, numbers are text.
+Limit = Annotated[int, Field(strict=False, ge=1, le=100)]
+
+
+class Page(BaseModel):
+    """Which users to list, in the order of their canonical names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    limit: Limit = 50
+    cursor: str | None = None
+    prefix: str = Field("", max_length=128)
+    disabled: Literal["true", "false"] | None = None
+    role: Role | None = None
+
+
+class UserPage(TypedDict):
+    """Some users; ``next`` is the cursor of those that follow, null at the end."""
+
+    users: list[UserRecord]
+    next: str | None
+
+
+@operation(UserPage, query=Page)
+@guarded_for("admin")
+async def list_users(request: web.Request, _session: Session) -> web.Response:
+    """Users, a page at a time."""
+    asked = read_query(request, Page)
+    disabled = None if asked.disabled is None else asked.disabled == "true"
+    which = queries.Filter(canonical_prefix(asked.prefix), asked.role, disabled)
+    after = cursor.name(asked.cursor)
+    # One more than asked for: whether there is a next page.
+    found = await request.app[DATABASE].read(queries.page, which, after=after, most=asked.limit + 1)
+    shown = found[: asked.limit]
+    following = cursor.after_name(shown[-1].canonical) if len(found) > len(shown) else None
+    return json_response(UserPage(users=[user.record() for user in shown], next=following))
+
+
+class NewUser(BaseModel):
+    """A user to add. There is no password: its owner chooses one with the code of the answer."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    username: str
+    roles: Roles = []
+    profile: dict[str, Any] = {}
+
+
+class ResetDocument(TypedDict):
+    """With ``code``, a user chooses a new password at `POST /account/password/redeem`. It is told only once."""
+
+    code: str
+    expires_at: str
+
+
+class UserAdded(TypedDict):
+    """A new user, and the code for a first password."""
+
+    user: UserRecord
+    reset: ResetDocument
+
+
+@operation(UserAdded, status=201, body=NewUser, problems=(UsernameTaken, ForeignOrigin))
+@guarded_for("admin")
+async def add_user(request: web.Request, session: Session) -> web.Response:
+    """Add a user."""
+    asked = await read_body(request, NewUser)
+    username, canonical = policy.judge_username(asked.username)
+    new = queries.NewUser(username, canonical, asked.roles, profile.patched({}, asked.profile))
+    reset = _new_reset(request)
+    user, expires_at = await request.app[DATABASE].write(queries.create, new, _actor(request, session), reset=reset)
+    assert expires_at is not None
+    answer = UserAdded(user=user.record(), reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at)))
+    return json_response(answer, status=201)
+
+
+class UserAnswer(TypedDict):
+    """A user."""
+
+    user: UserRecord
+
+
+@operation(UserAnswer, problems=(NotFound,))
+@guarded_for("admin")
+async def show_user(request: web.Request, _session: Session) -> web.Response:
+    """One user."""
+    return json_response(UserAnswer(user=(await _user(request)).record()))
+
+
+class Change(BaseModel):
+    """What to change of a user. Left out means left as it is; ``profile`` is a merge patch (RFC 7396)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    username: str = ""
+    profile: dict[str, Any] = {}
+    roles: Roles = []
+    disabled: bool = False
+
+
+@operation(UserAnswer, body=Change, problems=(NotFound, UsernameTaken, LastAdmin, ForeignOrigin))
+@guarded_for("admin")
+async def change_user(request: web.Request, session: Session) -> web.Response:
+    """Change a user; new roles and disabling end every session."""
+    user_id, asked = path_id(request, "id"), await read_body(request, Change)
+    given = asked.model_fields_set
+    name = policy.judge_username(asked.username) if "username" in given else None
+    async with request.app[DATABASE].transaction() as connection:
+        current = await lock_profile(connection, user_id)
+        if current is None:
+            raise NotFound
+        what = queries.Change(
+            name=name,
+            profile=profile.patched(current, asked.profile) if "profile" in given else None,
+            roles=asked.roles if "roles" in given else None,
+            disabled=asked.disabled if "disabled" in given else None,
+        )
+        user = await queries.change(connection, user_id, what, _actor(request, session))
+    assert user is not None
+    return json_response(UserAnswer(user=user.record()))
+
+
+@operation(Done, problems=(NotFound, LastAdmin, ForeignOrigin))
+@guarded_for("admin")
+async def delete_user(request: web.Request, session: Session) -> web.Response:
+    """Delete a user; the name becomes free."""
+    user_id = path_id(request, "id")
+    if not await request.app[DATABASE].write(queries.delete, user_id, _actor(request, session)):
+        raise NotFound
+    return json_response(Done(status="success"))
+
+
+class ResetAnswer(TypedDict):
+    """A started password reset."""
+
+    reset: ResetDocument
+
+
+@operation(ResetAnswer, problems=(NotFound, ForeignOrigin))
+@guarded_for("admin")
+async def start_reset(request: web.Request, session: Session) -> web.Response:
+    """Start a password reset, in place of an earlier one; the password and the sessions stay until it is used."""
+    user_id, reset = path_id(request, "id"), _new_reset(request)
+    expires_at = await request.app[DATABASE].write(queries.start_reset, user_id, reset, _actor(request, session))
+    if expires_at is None:
+        raise NotFound
+    return json_response(ResetAnswer(reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at))))
+
+
+class UserSessions(TypedDict):
+    """A user's live sessions, the newest first."""
+
+    sessions: list[SessionDocument]
+
+
+@operation(UserSessions, problems=(NotFound,))
+@guarded_for("admin")
+async def list_sessions(request: web.Request, _session: Session) -> web.Response:
+    """The sessions of a user."""
+    user = await _user(request)
+    idle_timeout = request.app[CONFIG].sessions.idle_timeout
+    found = await request.app[DATABASE].read(sessions_of, user.id, idle_timeout)
+    return json_response(UserSessions(sessions=found))
+
+
+@operation(Done, problems=(NotFound, ForeignOrigin))
+@guarded_for("admin")
+async def end_sessions(request: web.Request, session: Session) -> web.Response:
+    """End every session of a user, also one that is just being opened."""
+    user = await _user(request)
+    await request.app[DATABASE].write(end_all_sessions_of, user.id, _revocation(request, session))
+    return json_response(Done(status="success"))
+
+
+@operation(Done, problems=(NotFound, ForeignOrigin))
+@guarded_for("admin")
+async def end_session(request: web.Request, session: Session) -> web.Response:
+    """End one session of a user."""
+    user_id, handle = path_id(request, "id"), path_id(request, "handle")
+    by = _revocation(request, session)
+    if not await request.app[DATABASE].write(end_sessions_of, user_id, by, only=handle):
+        raise NotFound
+    return json_response(Done(status="success"))
+
+
+async def _user(request: web.Request) -> Managed:
+    user = await request.app[DATABASE].read(queries.read, path_id(request, "id"))
+    if user is None:
+        raise NotFound
+    return user
+
+
+def _new_reset(request: web.Request) -> queries.Reset:
+    return queries.Reset(new_code(), request.app[CONFIG].accounts.reset_lifetime)
+
+
+def _actor(request: web.Request, session: Session) -> Actor:
+    return Actor(session.user_id, client_ip(request), user_agent(request))
+
+
+def _revocation(request: web.Request, session: Session) -> Revocation:
+    return Revocation("admin", session.user_id, client_ip(request), user_agent(request))
+
+
+routes = [
+    web.get("/admin/users", list_users),
+    web.post("/admin/users", add_user),
+    web.get("/admin/users/{id}", show_user),
+    web.patch("/admin/users/{id}", change_user),
+    web.delete("/admin/users/{id}", delete_user),
+    web.post("/admin/users/{id}/password-reset", start_reset),
+    web.get("/admin/users/{id}/sessions", list_sessions),
+    web.delete("/admin/users/{id}/sessions", end_sessions),
+    web.delete("/admin/users/{id}/sessions/{handle}", end_session),
+]

@@ -1,0 +1,319 @@
+"""Administration in SQL: one function, one statement, one round trip.
+
+Who acts is in each event: the administrator, or for a shell ``{"by": "operator"}``.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from gatepost.accounts.queries import hash_code
+from gatepost.admin.user import Actor, Managed
+from gatepost.credentials import Stored
+from gatepost.db import Connection, Statement, naming
+from gatepost.errors import LastAdmin, UsernameTaken
+
+_REFUSALS = {"users_canonical_key": UsernameTaken, "users_last_admin": LastAdmin}
+
+# Not EXISTS: for that the planner may read all of `passwords` into a hash table first.
+_COLUMNS = """
+    u.id::text, u.username, u.canonical, u.roles, u.profile,
+    (SELECT count(*) = 1 FROM gatepost.passwords p WHERE p.user_id = u.id), u.created_at, u.disabled_at
+"""
+
+_READ = Statement(f"SELECT {_COLUMNS} FROM gatepost.users u WHERE u.id = :id")
+_FIND = Statement(f"SELECT {_COLUMNS} FROM gatepost.users u WHERE u.canonical = :canonical")
+
+
+async def read(connection: Connection, user_id: str) -> Managed | None:
+    """The user of this id."""
+    row = await _READ.first(connection, id=user_id)
+    return Managed(*row) if row else None
+
+
+async def find(connection: Connection, canonical: str) -> Managed | None:
+    """The user of this canonical name."""
+    row = await _FIND.first(connection, canonical=canonical)
+    return Managed(*row) if row else None
+
+
+class Filter(NamedTuple):
+    """Which users to list; None asks for nothing. ``prefix`` is of the canonical name."""
+
+    prefix: str = ""
+    role: str | None = None
+    disabled: bool | None = None
+
+
+# Parameters are constants to the planner, since the driver writes them into the statement: a condition for a filter
+# that is not given folds away, and what remains proves the predicate of a partial index.
+_PAGE = Statement(f"""
+    SELECT {_COLUMNS} FROM gatepost.users u
+    WHERE u.canonical > :after AND u.canonical ^@ :prefix
+        AND (CAST(:role AS text) IS NULL OR u.roles <> '{{}}' AND u.roles @> ARRAY[CAST(:role AS text)])
+        AND (CAST(:disabled AS boolean) IS NOT TRUE OR u.disabled_at IS NOT NULL)
+        AND (CAST(:disabled AS boolean) IS NOT FALSE OR u.disabled_at IS NULL)
+    ORDER BY u.canonical LIMIT :most
+""")
+
+
+async def page(connection: Connection, which: Filter, *, after: str, most: int) -> list[Managed]:
+    """Up to ``most`` users by canonical name, beginning after ``after``."""
+    rows = await _PAGE.all(connection, after=after, most=most, **which._asdict())
+    return [Managed(*row) for row in rows]
+
+
+class NewUser(NamedTuple):
+    """A user to be."""
+
+    username: str
+    canonical: str
+    roles: Sequence[str]
+    profile: dict[str, Any]
+
+
+class Reset(NamedTuple):
+    """A password reset to start. ``lifetime`` in seconds."""
+
+    code: str
+    lifetime: int
+
+
+# Columns of an event that are the same for all of a statement, and what is in each `detail`.
+_BY = "CAST(:actor AS uuid), CAST(:ip AS inet), :user_agent"
+_NOTE = "jsonb_strip_nulls(jsonb_build_object('by', CAST(:by AS text)))"
+
+_CREATE = Statement(f"""
+    WITH u AS (
+        INSERT INTO gatepost.users (username, canonical, roles, profile)
+        VALUES (:username, :canonical, CAST(:roles AS text[]), CAST(:profile AS jsonb)) RETURNING *
+    ), password AS (
+        INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
+        SELECT id, :setting, CAST(:digest AS bytea), :norm, :pepper FROM u
+        WHERE CAST(:setting AS text) IS NOT NULL RETURNING user_id
+    ), reset AS (
+        INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)
+        SELECT id, CAST(:code_hash AS bytea), clock_timestamp() + make_interval(secs => :lifetime) FROM u
+        WHERE CAST(:code_hash AS bytea) IS NOT NULL RETURNING user_id, expires_at
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'user_created', id, {_BY},
+            {_NOTE} || CASE WHEN roles = '{{}}' THEN '{{}}' ELSE jsonb_build_object('roles', roles) END FROM u
+        UNION ALL SELECT 'authn_password_reset_started', user_id, {_BY}, {_NOTE} FROM reset
+    )
+    SELECT u.id::text, u.username, u.canonical, u.roles, u.profile,
+        EXISTS (SELECT FROM password), u.created_at, u.disabled_at, (SELECT expires_at FROM reset)
+    FROM u
+""")
+
+
+async def create(
+    connection: Connection,
+    new: NewUser,
+    actor: Actor,
+    *,
+    password: Stored | None = None,
+    reset: Reset | None = None,
+) -> tuple[Managed, datetime | None]:
+    """Add a user, with a password or a started reset or neither; the user, and until when the reset counts.
+
+    Raises UsernameTaken.
+    """
+    with naming(_REFUSALS):
+        row = await _CREATE.first(
+            connection,
+            username=new.username,
+            canonical=new.canonical,
+            roles=list(new.roles),
+            profile=json.dumps(new.profile, ensure_ascii=False),
+            setting=password.setting.phc if password else None,
+            digest=password.digest if password else None,
+            norm=password.norm if password else None,
+            pepper=password.setting.pepper if password else None,
+            **_reset(reset),
+            **_acting(actor),
+        )
+    assert row is not None
+    return Managed(*row[:-1]), row[-1]
+
+
+class Change(NamedTuple):
+    """What to change of a user; None leaves it as it is. ``name``: display and canonical form."""
+
+    name: tuple[str, str] | None = None
+    profile: dict[str, Any] | None = None
+    roles: Sequence[str] | None = None
+    disabled: bool | None = None
+
+
+# The row is locked first, so that `before` is what the update meets and a login under way is over or sees the change.
+# More or fewer rights, or none any more: the epoch ends every session, also one that is just being opened.
+_CHANGE = Statement(f"""
+    SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
+
+    WITH before AS (
+        SELECT id, epoch, roles, disabled_at,
+            CAST(:roles AS text[]) IS NOT NULL AND roles <> :roles AS new_roles,
+            CAST(:disabled AS boolean) IS TRUE AND disabled_at IS NULL AS disabling,
+            CAST(:disabled AS boolean) IS FALSE AND disabled_at IS NOT NULL AS enabling
+        FROM gatepost.users WHERE id = :id
+    ), u AS (
+        UPDATE gatepost.users u SET
+            username = coalesce(:username, u.username),
+            canonical = coalesce(:canonical, u.canonical),
+            profile = coalesce(CAST(:profile AS jsonb), u.profile),
+            roles = coalesce(CAST(:roles AS text[]), u.roles),
+            disabled_at = CASE WHEN b.disabling THEN clock_timestamp()
+                               WHEN b.enabling THEN NULL ELSE u.disabled_at END,
+            epoch = u.epoch + CASE WHEN b.new_roles OR b.disabling THEN 1 ELSE 0 END
+        FROM before b WHERE u.id = b.id RETURNING u.*
+    ), ended AS (
+        DELETE FROM gatepost.sessions s USING before b
+        WHERE s.user_id = b.id AND (b.new_roles OR b.disabling)
+        RETURNING s.user_id, s.handle, CASE WHEN b.disabling THEN 'user_disabled' ELSE 'roles_changed' END AS reason
+    ), forgotten AS (
+        DELETE FROM gatepost.password_resets r USING before b WHERE r.user_id = b.id AND b.disabling
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, actor_id, ip, user_agent, detail)
+        SELECT kind, user_id, handle, {_BY}, {_NOTE} || detail FROM (
+            SELECT 1 AS place, 'user_updated' AS kind, id AS user_id, CAST(NULL AS uuid) AS handle,
+                jsonb_build_object('changed', CAST(:changed AS text[])) AS detail
+            FROM before WHERE CAST(:changed AS text[]) <> '{{}}'
+            UNION ALL SELECT 2, 'privilege_permissions_changed', id, NULL,
+                jsonb_build_object('old', roles, 'new', CAST(:roles AS text[])) FROM before WHERE new_roles
+            UNION ALL SELECT 3, 'user_disabled', id, NULL, '{{}}' FROM before WHERE disabling
+            UNION ALL SELECT 3, 'user_enabled', id, NULL, '{{}}' FROM before WHERE enabling
+            UNION ALL SELECT 4, 'session_revoked', user_id, handle, jsonb_build_object('reason', reason) FROM ended
+        ) AS happened ORDER BY place
+    )
+    SELECT {_COLUMNS} FROM u
+""")
+
+
+async def change(connection: Connection, user_id: str, what: Change, actor: Actor) -> Managed | None:
+    """Change a user; new roles and disabling end every session. None when there is no such user.
+
+    Raises UsernameTaken, LastAdmin.
+    """
+    username, canonical = what.name or (None, None)
+    changed = [field for field, value in (("username", what.name), ("profile", what.profile)) if value is not None]
+    with naming(_REFUSALS):
+        row = await _CHANGE.first(
+            connection,
+            id=user_id,
+            username=username,
+            canonical=canonical,
+            profile=None if what.profile is None else json.dumps(what.profile, ensure_ascii=False),
+            roles=None if what.roles is None else list(what.roles),
+            disabled=what.disabled,
+            changed=changed,
+            **_acting(actor),
+        )
+    return Managed(*row) if row else None
+
+
+_DELETE = Statement(f"""
+    SELECT FROM gatepost.users WHERE id = :id FOR UPDATE;
+
+    WITH ended AS (
+        SELECT user_id, handle FROM gatepost.sessions WHERE user_id = :id
+    ), deleted AS (
+        DELETE FROM gatepost.users WHERE id = :id RETURNING id
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, actor_id, ip, user_agent, detail)
+        SELECT 'user_deleted', id, CAST(NULL AS uuid), {_BY}, {_NOTE} FROM deleted
+        UNION ALL
+        SELECT 'session_revoked', user_id, handle, {_BY}, {_NOTE} || '{{"reason": "user_deleted"}}' FROM ended
+    )
+    SELECT id FROM deleted
+""")
+
+
+async def delete(connection: Connection, user_id: str, actor: Actor) -> bool:
+    """Delete a user and all that hangs on it; the events stay. False when there is no such user. Raises LastAdmin."""
+    with naming(_REFUSALS):
+        row = await _DELETE.first(connection, id=user_id, **_acting(actor))
+    return row is not None
+
+
+# FOR KEY SHARE: a user who is deleted meanwhile is not found, instead of violating the foreign key.
+_START_RESET = Statement(f"""
+    WITH started AS (
+        INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)
+        SELECT id, :code_hash, clock_timestamp() + make_interval(secs => :lifetime)
+        FROM (SELECT id FROM gatepost.users WHERE id = :id FOR KEY SHARE) AS u
+        ON CONFLICT (user_id) DO UPDATE
+        SET code_hash = excluded.code_hash, created_at = clock_timestamp(), expires_at = excluded.expires_at
+        RETURNING user_id, expires_at
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'authn_password_reset_started', user_id, {_BY}, {_NOTE} FROM started
+    )
+    SELECT expires_at FROM started
+""")
+
+
+async def start_reset(connection: Connection, user_id: str, reset: Reset, actor: Actor) -> datetime | None:
+    """Let a user choose a new password with this code, in place of an earlier one; until when it counts.
+
+    Neither the password nor any session ends. None when there is no such user.
+    """
+    row = await _START_RESET.first(connection, id=user_id, **_reset(reset), **_acting(actor))
+    return row[0] if row else None
+
+
+class EventFilter(NamedTuple):
+    """Which events to list; None asks for nothing. From ``since``, up to but without ``until``."""
+
+    user: str | None = None
+    kind: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+# By time first: numbers rise with it too, but who asks for last year would walk past all of this year's.
+_EVENTS = Statement("""
+    SELECT id, at, kind, user_id::text, actor_id::text, session_handle::text, host(ip), user_agent, detail
+    FROM gatepost.events
+    WHERE (CAST(:before_at AS timestamptz) IS NULL OR (at, id) < (:before_at, :before_id))
+        AND (CAST(:user AS uuid) IS NULL OR user_id = :user)
+        AND (CAST(:kind AS text) IS NULL OR kind = :kind)
+        AND (CAST(:since AS timestamptz) IS NULL OR at >= :since)
+        AND (CAST(:until AS timestamptz) IS NULL OR at < :until)
+    ORDER BY at DESC, id DESC LIMIT :most
+""")
+
+
+class Event(NamedTuple):
+    """A row of the record."""
+
+    id: int
+    at: datetime
+    kind: str
+    user_id: str | None
+    actor_id: str | None
+    session_handle: str | None
+    ip: str | None
+    user_agent: str | None
+    detail: dict[str, Any]
+
+
+async def events(
+    connection: Connection, which: EventFilter, *, before: tuple[datetime, int] | None, most: int
+) -> list[Event]:
+    """Up to ``most`` events, the newest first, beginning before the one of this time and number."""
+    at, number = before or (None, None)
+    rows = await _EVENTS.all(connection, before_at=at, before_id=number, most=most, **which._asdict())
+    return [Event(*row) for row in rows]
+
+
+def _reset(reset: Reset | None) -> dict[str, Any]:
+    return {
+        "code_hash": hash_code(reset.code) if reset else None,
+        "lifetime": reset.lifetime if reset else 0,
+    }
+
+
+def _acting(actor: Actor) -> dict[str, Any]:
+    return {"actor": actor.id, "ip": actor.ip, "user_agent": actor.user_agent, "by": actor.by}

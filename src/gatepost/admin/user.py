@@ -1,0 +1,85 @@
+"""A user as operators see it, and what they may say of one."""
+
+import secrets
+import unicodedata
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field
+
+from gatepost.names import InvalidName, canonical
+from gatepost.sessions.session import UserDocument, timestamp
+
+ROLE = r"^[a-z][a-z0-9_-]{0,31}$"
+MAX_ROLES = 32
+
+
+def in_order(roles: list[str]) -> list[str]:
+    """Each once, sorted: as they are stored."""
+    return sorted(set(roles))
+
+
+Role = Annotated[str, Field(pattern=ROLE)]
+Roles = Annotated[list[Role], Field(max_length=MAX_ROLES), AfterValidator(in_order)]
+
+
+class UserRecord(UserDocument):
+    """A user as operators see it. ``has_password``: whether there is one to log in with."""
+
+    has_password: bool
+    created_at: str
+    disabled_at: str | None
+
+
+class Managed(NamedTuple):
+    """A row about a user, for operators."""
+
+    id: str
+    username: str
+    canonical: str
+    roles: list[str]
+    profile: dict[str, Any]
+    has_password: bool
+    created_at: datetime
+    disabled_at: datetime | None
+
+    def record(self) -> UserRecord:
+        """As the API shows it."""
+        return {
+            "id": self.id,
+            "username": self.username,
+            "roles": self.roles,
+            "profile": self.profile,
+            "has_password": self.has_password,
+            "created_at": timestamp(self.created_at),
+            "disabled_at": timestamp(self.disabled_at) if self.disabled_at else None,
+        }
+
+
+class Actor(NamedTuple):
+    """Who changes something, for the event. From a shell there is no user to name: ``by`` says so instead."""
+
+    id: str | None
+    ip: str | None
+    user_agent: str | None
+    by: str | None = None
+
+
+OPERATOR = Actor(None, None, None, by="operator")
+
+
+def canonical_prefix(text: str) -> str:
+    """How the canonical names begin that this is typed for.
+
+    The beginning of a name need not be a name: where RFC 8265 does not allow it to stand alone, its parts are
+    applied as far as they go (width, case, composition), and names that begin thus are found all the same.
+    """
+    try:
+        return canonical(text) if text else ""
+    except InvalidName:
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower())
+
+
+def new_code() -> str:
+    """A reset code: 128 random bits, in characters that survive a telephone."""
+    return secrets.token_hex(16)

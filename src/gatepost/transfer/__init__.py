@@ -1,0 +1,1 @@
+"""Bringing users along from elsewhere, and taking them away."""

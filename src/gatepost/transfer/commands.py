@@ -1,0 +1,208 @@
+"""`gatepost user import` and `gatepost user export`."""
+
+import base64
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TextIO
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from gatepost import schema
+from gatepost.config import Config
+from gatepost.credentials.foreign import Firebase
+from gatepost.db import reach
+from gatepost.transfer import queries
+from gatepost.transfer.importing import Counts, Import, ImportStopped
+from gatepost.transfer.lines import Format, Refusal, Source, UnusableFile
+from gatepost.transfer.users import Judge
+
+SHOWN = 20  # refused lines on the terminal; --report has all
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="JSON file; otherwise $GATEPOST_CONFIG or ./config.json.", show_default=False),
+]
+
+
+class TransferError(Exception):
+    """An import or an export cannot be done as asked; the message is one line that says why."""
+
+
+def import_users(  # noqa: PLR0913 (each is an option of the command)
+    file: Annotated[str, typer.Argument(help="JSON Lines or CSV; - for standard input.")],
+    config: ConfigOption = None,
+    *,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="jsonl or csv; otherwise by the file's name.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge every line, change nothing.")] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write every refused line and its reason here.", show_default=False),
+    ] = None,
+    firebase_signer_key_file: Annotated[
+        Path | None, typer.Option(help="File with Firebase's base64_signer_key.", show_default=False)
+    ] = None,
+    firebase_salt_separator: Annotated[str, typer.Option(help="Firebase's base64_salt_separator.")] = "Bw==",
+    firebase_rounds: Annotated[int, typer.Option(help="Firebase's rounds.")] = 8,
+    firebase_mem_cost: Annotated[int, typer.Option(help="Firebase's mem_cost.")] = 14,
+) -> None:
+    """Import users with the hashes they have. Users who are there already are left alone: it can be run again."""
+    settings = Config.load(config)
+    firebase = _firebase(firebase_signer_key_file, firebase_salt_separator, firebase_rounds, firebase_mem_cost)
+    judge = Judge(settings.passwords.peppers, firebase)
+    with (
+        _opened(file) as source_file,
+        _refusals(report) as refuse,
+        _connection(settings) as connection,
+        _progress(source_file) as advanced,
+    ):
+        source = Source(source_file, _format(file, format_))
+        try:
+            counts = Import(connection, judge, dry_run, refuse, advanced).run(source)
+        except (ImportStopped, UnusableFile) as error:
+            raise TransferError(f"{file}: {error}") from None
+    would = "would be " if dry_run else ""
+    print(  # noqa: T201
+        f"{counts.added} users {would}added, {counts.existing} were there already, "
+        f"{counts.refused} lines {would}refused."
+    )
+    if counts.refused:
+        raise typer.Exit(1)
+
+
+def export_users(
+    config: ConfigOption = None,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="A new file, readable by you alone.", show_default=False)
+    ] = None,
+) -> None:
+    """Write every user, with hashes, as JSON Lines that `import` reads. Keep it as secret as the database."""
+    settings = Config.load(config)
+    with _connection(settings) as connection, _new_file(output) as file:
+        count = 0
+        for line in queries.users(connection):
+            file.write(line)
+            count += 1
+        file.flush()
+    print(f"{count} users exported.", file=sys.stderr)  # noqa: T201
+
+
+def register(user: typer.Typer) -> None:
+    """Add the commands to `gatepost user`."""
+    user.command("import")(import_users)
+    user.command("export")(export_users)
+
+
+@contextlib.contextmanager
+def _connection(settings: Config) -> Iterator[Any]:
+    with reach(settings.db) as dsn:
+        if settings.db.embedded:
+            schema.migrate(dsn)
+        schema.check(dsn)
+        connection = queries.connect(dsn)
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(Path(file).open("rb"))
+        except OSError as error:
+            raise TransferError(f"{file}: cannot be read: {error.strerror}") from None
+        yield opened
+
+
+def _format(file: str, given: str | None) -> Format:
+    wanted = given or {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(Path(file).suffix.lower())
+    if wanted == "csv":
+        return "csv"
+    if wanted == "jsonl" or (wanted is None and file == "-"):
+        return "jsonl"
+    raise TransferError(f"{file}: say what it is: --format jsonl or --format csv")
+
+
+def _new_file(path: Path | None) -> contextlib.AbstractContextManager[TextIO]:
+    """Standard output, or a file that nobody else may read and that was not there before."""
+    if path is None:
+        return contextlib.nullcontext(sys.stdout)
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    except OSError as error:
+        raise TransferError(f"{path}: cannot be created: {error.strerror}") from None
+
+
+def _firebase(key_file: Path | None, separator: str, rounds: int, mem_cost: int) -> Firebase | None:
+    if key_file is None:
+        return None
+    try:
+        key = base64.b64decode(key_file.read_text("ascii").strip(), validate=True)
+        firebase = Firebase(key, base64.b64decode(separator, validate=True), rounds, mem_cost)
+    except OSError as error:
+        raise TransferError(f"{key_file}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise TransferError("Firebase's signer key and salt separator must be base64") from None
+    if len(key) < 32:
+        raise TransferError(f"{key_file}: a signer key has at least 32 bytes")
+    return firebase
+
+
+@contextlib.contextmanager
+def _refusals(report: Path | None) -> Iterator[Callable[[Refusal], None]]:
+    """Refused lines: the first on stderr, all of them in the report."""
+    with _new_file(report) if report else contextlib.nullcontext(None) as file:
+        count = 0
+
+        def refuse(refusal: Refusal) -> None:
+            nonlocal count
+            count += 1
+            if file is not None:
+                file.write(f"{refusal.line}: {refusal.reason}\n")
+            if count <= SHOWN:
+                print(f"line {refusal.line}: {refusal.reason}", file=sys.stderr)  # noqa: T201
+
+        yield refuse
+        if count > SHOWN:
+            where = f"see {report}" if report else "--report FILE has all"
+            print(f"… and {count - SHOWN} more refused lines ({where})", file=sys.stderr)  # noqa: T201
+
+
+@contextlib.contextmanager
+def _progress(file: BinaryIO) -> Iterator[Callable[[Counts, int], None]]:
+    """A bar with rate and time left, where somebody is looking."""
+    columns = [
+        TextColumn("{task.fields[users]:,} users"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    ]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=_size(file), users=0, rate=0.0)
+
+        def advanced(counts: Counts, position: int) -> None:
+            users = counts.added + counts.existing + counts.refused
+            elapsed = progress.tasks[0].elapsed or 0.0
+            progress.update(task, completed=position, users=users, rate=users / elapsed if elapsed else 0.0)
+
+        yield advanced
+
+
+def _size(file: BinaryIO) -> int | None:
+    found = os.fstat(file.fileno())
+    return found.st_size if stat.S_ISREG(found.st_mode) else None

@@ -1,0 +1,109 @@
+"""An import: judged here while Postgres stores what was judged before."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from gatepost.transfer import queries
+from gatepost.transfer.lines import Refusal, Source
+from gatepost.transfer.users import ImportedUser, Judge
+
+BATCH = 5000
+
+
+class ImportStopped(Exception):
+    """The database went away; the message says that the import can be run again."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """How far an import is."""
+
+    added: int = 0
+    existing: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Batch:
+    users: list[ImportedUser] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    position: int = 0
+
+    def __len__(self) -> int:
+        return len(self.users) + len(self.refusals)
+
+
+@dataclass(slots=True)
+class Import:
+    """One run. ``refuse`` hears of each refused line, in order; ``advanced`` of each batch that is stored."""
+
+    connection: Any
+    judge: Judge
+    dry: bool
+    refuse: Callable[[Refusal], None]
+    advanced: Callable[[Counts, int], None]
+    counts: Counts = field(default_factory=Counts)
+    _run: str = field(default_factory=lambda: str(uuid4()))
+
+    def run(self, source: Source) -> Counts:
+        """Import everything. Raises ImportStopped, lines.UnusableFile."""
+        queries.prepare(self.connection)
+        # A thread for Postgres: it waits, and this one goes on reading. One batch is stored, one is being read.
+        with ThreadPoolExecutor(1, thread_name_prefix="import") as thread:
+            storing: Future[_Batch] | None = None
+            batch = _Batch()
+            for record in source.records():
+                judged = record if isinstance(record, Refusal) else self.judge(record)
+                if isinstance(judged, Refusal):
+                    batch.refusals.append(judged)
+                else:
+                    batch.users.append(judged)
+                if len(batch) >= BATCH:
+                    storing = self._hand_over(thread, batch, source, storing)
+                    batch = _Batch()
+            self._done(self._hand_over(thread, batch, source, storing))
+        return self.counts
+
+    def _hand_over(
+        self, thread: ThreadPoolExecutor, batch: _Batch, source: Source, before: "Future[_Batch] | None"
+    ) -> "Future[_Batch]":
+        batch.position = source.position
+        if before is not None:
+            self._done(before)
+        return thread.submit(self._store, batch)
+
+    def _done(self, storing: "Future[_Batch]") -> None:
+        try:
+            batch = storing.result()
+        except queries.Gone as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ImportStopped(
+                f"the database went away ({reason}); {self.counts.added} users are in: run the import again to go on"
+            ) from None
+        for refusal in sorted(batch.refusals):
+            self.counts.refused += 1
+            self.refuse(refusal)
+        self.advanced(self.counts, batch.position)
+
+    def _store(self, batch: _Batch) -> _Batch:
+        batch.refusals += self._add(batch.users)
+        return batch
+
+    def _add(self, users: list[ImportedUser]) -> list[Refusal]:
+        """Store users; a batch with one that Postgres refuses is halved until that one is found."""
+        if not users:
+            return []
+        try:
+            existing, refused = queries.add(self.connection, users, self._run, dry=self.dry)
+        except queries.BadRow as error:
+            if len(users) > 1:
+                half = len(users) // 2
+                return self._add(users[:half]) + self._add(users[half:])
+            constraint = error.diag.constraint_name or type(error).__name__
+            return [Refusal(users[0].line, f"the database refuses it ({constraint})")]
+        self.counts.added += len(users) - existing - len(refused)
+        self.counts.existing += existing
+        return refused

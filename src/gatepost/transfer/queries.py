@@ -1,0 +1,150 @@
+"""Importing and exporting in SQL, on a connection of its own: psycopg2, as COPY wants it."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+
+from gatepost.credentials import Setting, Stored, foreign
+from gatepost.pool import Dsn, cannot_connect
+from gatepost.transfer.lines import Refusal, dumps
+from gatepost.transfer.users import ImportedUser
+
+# What says that a row is bad, rather than that the database is gone.
+BadRow = (psycopg2.errors.IntegrityError, psycopg2.errors.DataError)
+Gone = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
+
+_STAGE = """
+    CREATE TEMPORARY TABLE incoming (
+        line bigint, id uuid, username text, canonical text COLLATE "C", roles text[], profile jsonb,
+        created timestamptz, disabled timestamptz, setting text, digest bytea, norm text, pepper text
+    ) ON COMMIT DELETE ROWS;
+    CREATE TEMPORARY TABLE seen (canonical text COLLATE "C" PRIMARY KEY, line bigint);
+"""
+_COPY = "COPY pg_temp.incoming FROM STDIN"
+# A user, the password and the event are one statement. What was there before is left alone; its lines are returned.
+_ADD = """
+    WITH account AS (
+        INSERT INTO gatepost.users (id, username, canonical, roles, profile, created_at, disabled_at)
+        SELECT id, username, canonical, roles, profile, coalesce(created, clock_timestamp()), disabled
+        FROM pg_temp.incoming ORDER BY line ON CONFLICT DO NOTHING RETURNING id
+    ), password AS (
+        INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
+        SELECT id, setting, digest, norm, pepper FROM pg_temp.incoming JOIN account USING (id)
+        WHERE setting IS NOT NULL
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, detail)
+        SELECT 'user_imported', id, jsonb_build_object('import', CAST(%(run)s AS text)) FROM account
+    )
+    SELECT line FROM pg_temp.incoming WHERE NOT EXISTS (SELECT FROM account WHERE account.id = incoming.id)
+"""
+_WHY_NOT = """
+    SELECT i.line, u.id IS NULL, u.username = i.username, EXISTS (
+        SELECT FROM gatepost.events e WHERE e.user_id = u.id AND e.kind = 'user_imported'
+            AND e.detail ->> 'import' = %(run)s)
+    FROM pg_temp.incoming i LEFT JOIN gatepost.users u ON u.canonical = i.canonical
+    WHERE i.line = ANY (%(lines)s) ORDER BY i.line
+"""
+_TRY = """
+    INSERT INTO pg_temp.seen SELECT canonical, line FROM pg_temp.incoming ORDER BY line ON CONFLICT DO NOTHING;
+    SELECT i.line, u.id IS NULL, coalesce(u.username, i.username) = i.username, s.line <> i.line
+    FROM pg_temp.incoming i JOIN pg_temp.seen s USING (canonical)
+        LEFT JOIN gatepost.users u ON u.canonical = i.canonical
+        LEFT JOIN gatepost.users o ON o.id = i.id
+    WHERE s.line <> i.line OR u.id IS NOT NULL OR o.id IS NOT NULL ORDER BY i.line
+"""
+_EXPORT = """
+    SELECT u.id::text, u.username, u.roles, u.profile, u.created_at, u.disabled_at,
+        p.setting, p.digest, p.norm, p.pepper
+    FROM gatepost.users u LEFT JOIN gatepost.passwords p ON p.user_id = u.id ORDER BY u.canonical
+"""
+
+
+def connect(dsn: Dsn) -> Any:
+    """A connection without the deadlines that requests have. Raises DatabaseUnavailable."""
+    try:
+        return psycopg2.connect(
+            connect_timeout=5,
+            options="-c search_path=pg_catalog -c TimeZone=UTC",
+            **dsn.parameters(",".join(dsn.hosts)),
+        )
+    except psycopg2.OperationalError as error:
+        raise cannot_connect(dsn, error) from error
+
+
+def prepare(connection: Any) -> None:
+    """Make the staging tables; they go with the connection."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(_STAGE)
+
+
+def _escaped(text: str) -> str:
+    # Nothing here has a raw control character: names have none, and JSON escapes them.
+    return text.replace("\\", "\\\\")
+
+
+def _row(user: ImportedUser) -> str:
+    line, id_, username, canonical, roles, profile, created, disabled, setting, digest, norm, pepper = user
+    return (
+        f"{line}\t{id_}\t{_escaped(username)}\t{_escaped(canonical)}\t{roles}\t"
+        f"{_escaped(profile)}\t{created or _NULL}\t{disabled or _NULL}\t"
+        f"{setting or _NULL}\t{_NULL if digest is None else _BYTES + digest.hex()}\t{norm or _NULL}\t"
+        f"{pepper or _NULL}\n"
+    )
+
+
+_NULL = "\\N"
+_BYTES = "\\\\x"
+
+
+def add(connection: Any, users: Sequence[ImportedUser], run: str, *, dry: bool) -> tuple[int, list[Refusal]]:
+    """Add users in one transaction; how many were there already, and which are refused. Raises BadRow, Gone."""
+    with connection, connection.cursor() as cursor:
+        cursor.copy_expert(_COPY, io.StringIO("".join(map(_row, users))))
+        if dry:
+            cursor.execute(_TRY)
+            reasons = cursor.fetchall()
+        else:
+            cursor.execute(_ADD, {"run": run})
+            lines = [line for (line,) in cursor.fetchall()]
+            if not lines:
+                return 0, []
+            cursor.execute(_WHY_NOT, {"run": run, "lines": lines})
+            reasons = cursor.fetchall()
+    existing, refused = 0, []
+    for line, id_taken, same_name, earlier_line in reasons:
+        if earlier_line:
+            refused.append(Refusal(line, "username: an earlier line has this name, or one that is compared like it"))
+        elif id_taken:
+            refused.append(Refusal(line, "id: another user has it"))
+        elif same_name:
+            existing += 1
+        else:
+            refused.append(Refusal(line, "username: is taken by a user who writes it otherwise"))
+    return existing, refused
+
+
+def users(connection: Any) -> Iterator[str]:
+    """Every user as a line of JSON, of one moment and in bounded memory."""
+    connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+    with connection, connection.cursor("users") as cursor:
+        cursor.itersize = 5000
+        cursor.execute(_EXPORT)
+        for row in cursor:
+            yield _line(*row) + "\n"
+
+
+def _line(
+    id_: str, username: str, roles: list[str], profile: Any, created: Any, disabled: Any, *password: Any
+) -> str:
+    setting, digest, norm, pepper = password
+    user: dict[str, Any] = {"id": id_, "username": username}
+    if setting is not None:
+        user["hash"] = foreign.write(Stored(Setting(setting, pepper, norm), bytes(digest)))
+        user["norm"] = norm
+    user |= {"roles": roles, "profile": profile, "created": created.isoformat()}
+    user |= {"pepper": pepper} if pepper is not None else {}
+    user |= {"disabled": disabled.isoformat()} if disabled is not None else {}
+    return dumps(user)

@@ -1,0 +1,147 @@
+"""A record judged: a user as it goes into the database."""
+
+import re
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
+
+from gatepost.accounts.profile import MAX_BYTES
+from gatepost.credentials import NORM, RAW, foreign
+from gatepost.credentials.foreign import Firebase, InvalidHash
+from gatepost.names import InvalidName, canonical, display
+from gatepost.transfer.lines import Record, Refusal, dumps
+
+# It must fit into a header and into a list separated by commas.
+ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
+MAX_ROLES = 32
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+
+
+class ImportedUser(NamedTuple):
+    """A user as it is copied into the database: text or None, in the order of the staging table's columns."""
+
+    line: int
+    id: str
+    username: str
+    canonical: str
+    roles: str
+    profile: str
+    created: str | None
+    disabled: str | None
+    setting: str | None
+    digest: bytes | None
+    norm: str | None
+    pepper: str | None
+
+
+class _Wrong(ValueError):
+    pass
+
+
+class Judge:
+    """What every user of one import must be. ``peppers``: the ids of those that are configured."""
+
+    def __init__(self, peppers: Collection[str] = (), firebase: Firebase | None = None) -> None:
+        self._peppers = peppers
+        self._firebase = firebase
+
+    def __call__(self, record: Record) -> ImportedUser | Refusal:
+        """The user, or why there is none."""
+        fields = record.fields
+        try:
+            username = _text(fields, "username") or ""
+            return ImportedUser(
+                record.line,
+                _id(fields),
+                display(username),
+                canonical(username),
+                _roles(fields.get("roles")),
+                _profile(fields.get("profile")),
+                _time(fields, "created"),
+                _time(fields, "disabled"),
+                *self._password(fields),
+            )
+        except InvalidName as error:
+            return Refusal(record.line, f"username: {error}")
+        except InvalidHash as error:
+            return Refusal(record.line, f"hash: {error}")
+        except _Wrong as error:
+            return Refusal(record.line, str(error))
+
+    def _password(self, fields: Mapping[str, Any]) -> tuple[str | None, bytes | None, str | None, str | None]:
+        text, salt, norm, pepper = (_text(fields, name) for name in ("hash", "salt", "norm", "pepper"))
+        # Django writes "!" and more for a password that nobody can have.
+        if text is None or text.startswith("!"):
+            return None, None, None, None
+        if norm not in {None, NORM, RAW}:
+            raise _Wrong(f"norm: must be {NORM} or {RAW}")
+        if pepper is not None and pepper not in self._peppers:
+            raise _Wrong("pepper: is not among the configured ones (passwords.peppers)")
+        if salt is None:
+            stored = foreign.read(text)
+        elif self._firebase is None:
+            raise _Wrong("salt: is Firebase's; give its parameters (--firebase-signer-key-file)")
+        else:
+            stored = self._firebase.read(text, salt)
+        return stored.setting.phc, stored.digest, norm or RAW, pepper
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _Wrong(f"{name}: must be a string")
+    return value or None
+
+
+def _id(fields: Mapping[str, Any]) -> str:
+    given = _text(fields, "id")
+    if given is None:
+        return str(uuid4())
+    if not _ID.fullmatch(given):
+        raise _Wrong("id: must be a UUID in lower case")
+    return str(UUID(given))
+
+
+def _roles(value: Any) -> str:
+    if not value:
+        return "{}"
+    if not isinstance(value, list) or not all(isinstance(role, str) for role in value):
+        raise _Wrong("roles: must be a list of strings")
+    return _array(tuple(value))
+
+
+@lru_cache(1024)
+def _array(value: tuple[str, ...]) -> str:
+    if len(value) > MAX_ROLES:
+        raise _Wrong(f"roles: must be at most {MAX_ROLES}")
+    if not all(ROLE.fullmatch(role) for role in value):
+        raise _Wrong("roles: each must be 1 to 64 of A-Z a-z 0-9 _ . : - and begin with a letter or a digit")
+    return "{" + ",".join(f'"{role}"' for role in dict.fromkeys(value)) + "}"
+
+
+def _profile(value: Any) -> str:
+    if value is None or value == {}:
+        return "{}"
+    if not isinstance(value, dict):
+        raise _Wrong("profile: must be an object")
+    text = dumps(value)
+    if len(text.encode()) > MAX_BYTES:
+        raise _Wrong(f"profile: must have at most {MAX_BYTES} bytes as JSON")
+    return text
+
+
+def _time(fields: Mapping[str, Any], name: str) -> str | None:
+    text = _text(fields, name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise _Wrong(f"{name}: must be a time as ISO 8601 has it") from None
+    if moment.tzinfo is None:
+        raise _Wrong(f"{name}: must say its time zone (Z or +01:00)")
+    return moment.isoformat()

@@ -1,0 +1,292 @@
+"""`gatepost user import` and `export`, run as an operator runs them."""
+
+import json
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatepost import names
+from gatepost.config import Config
+from gatepost.db import Dsn
+from gatepost.transfer import importing
+from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
+from tests.gatepost_process import gatepost
+from tests.test_imported_hashes import FIREBASE, FIREBASE_USER, MADE, TYPED
+from tests.test_server import environment_of
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(dsn: Dsn, tmp_path: Path) -> Run:
+    def run(*arguments: str, stdin: str | None = None, to: Dsn = dsn) -> subprocess.CompletedProcess[str]:
+        return gatepost("user", *arguments, cwd=tmp_path, stdin=stdin, **environment_of(to))
+
+    return run
+
+
+def jsonl(*users: dict[str, Any] | str) -> str:
+    return "".join((user if isinstance(user, str) else json.dumps(user)) + "\n" for user in users)
+
+
+def usernames(dsn: Dsn) -> list[str]:
+    return [name for (name,) in rows(dsn, "SELECT username FROM gatepost.users ORDER BY canonical")]
+
+
+async def test_every_kind_of_hash_is_imported_and_signs_in(run: Run, client: Client, dsn: Dsn) -> None:
+    people = [{"username": f"User{n}", "hash": text} for n, text in enumerate(MADE.values())]
+    done = run("import", "-", stdin=jsonl(*people))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{len(MADE)} users added, 0 were there already, 0 lines refused.\n"
+    for person in people:
+        await log_in(client, person["username"].upper(), TYPED)
+
+
+async def test_everything_about_a_user_comes_along_and_each_has_an_event(run: Run, dsn: Dsn, tmp_path: Path) -> None:
+    ada = {
+        "id": "3f0c8a52-7c53-4a80-9d4e-9a5a3f1f6a01",
+        "username": "Ada",
+        "hash": MADE["bcrypt 2b"],
+        "roles": ["admin", "staff"],
+        "profile": {"name": "Ada \\ L\t\n", "nested": {"ü": [1, None]}},
+        "created": "2020-02-29T12:00:00+02:00",
+        "disabled": "2021-01-01T00:00:00Z",
+    }
+    (tmp_path / "users.jsonl").write_text(jsonl(ada, {"username": "bob"}), "utf-8")
+    assert run("import", "users.jsonl").returncode == 0
+    found = rows(
+        dsn,
+        "SELECT id::text, username, roles, profile, created_at = '2020-02-29 10:00Z', "
+        "disabled_at = '2021-01-01 00:00Z' FROM gatepost.users ORDER BY canonical",
+    )
+    assert found[0] == (ada["id"], "Ada", ["admin", "staff"], ada["profile"], True, True)
+    assert found[1][1:4] == ("bob", [], {})
+    assert rows(dsn, "SELECT count(*) FROM gatepost.passwords") == [(1,)]
+    assert rows(dsn, "SELECT kind, count(DISTINCT user_id) FROM gatepost.events GROUP BY 1") == [("user_imported", 2)]
+
+
+def test_csv_is_taken_too(run: Run, dsn: Dsn, tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text(
+        "\ufeffusername,hash,roles,profile,created\r\n"
+        'ada,"' + MADE["PHC argon2i"] + '",admin staff,"{""a"":\n""xy""}",2020-01-01T00:00:00Z\r\n'
+        "bob,,,,\r\n"
+        "eve,,,[],\r\n"
+        "too,few\r\n"
+        'mallory,,,"{""a"":1,""a"":2}",\r\n',
+        "utf-8",
+        newline="",
+    )
+    done = run("import", "users.csv")
+    assert done.returncode == 1
+    assert rows(dsn, "SELECT username, roles, profile FROM gatepost.users ORDER BY 1") == [
+        ("ada", ["admin", "staff"], {"a": "xy"}),
+        ("bob", [], {}),
+    ]
+    assert done.stderr.splitlines() == [
+        "line 5: profile: must be an object",
+        "line 6: the line has 2 fields instead of 5",
+        "line 7: profile: A key occurs twice in one object.",
+    ]
+
+
+REFUSED = [
+    ("{", "the line is not JSON"),
+    ("[]", "not a JSON object"),
+    ('{"username": "a", "username": "b"}', "key occurs twice"),
+    ('{"username": "a", "profile": {"n": NaN}}', "not finite"),
+    ('{"username": "a\\u0000b"}', "U+0000"),
+    ('{"username": "a", "pasword": "x"}', "there is no key 'pasword'"),
+    ('{"username": ""}', "username: must not be empty"),
+    ('{"username": 7}', "username: must be a string"),
+    ('{"username": "a b"}', "username: must not contain SPACE"),
+    ('{"username": "a", "roles": "admin"}', "roles: must be a list"),
+    ('{"username": "a", "roles": ["a,b"]}', "roles: each must be"),
+    ('{"username": "a", "profile": {"a": "' + "x" * 4096 + '"}}', "profile: must have at most 4096"),
+    ('{"username": "a", "created": "yesterday"}', "created: must be a time"),
+    ('{"username": "a", "created": "2020-01-01T00:00:00"}', "time zone"),
+    ('{"username": "a", "id": "7"}', "id: must be a UUID"),
+    ('{"username": "a", "hash": "md5"}', "hash: not a kind"),
+    ('{"username": "a", "hash": "$2b$31$' + "A" * 53 + '"}', "hash: bcrypt's rounds must be 4 to 14"),
+    ('{"username": "a", "hash": "x", "salt": "y"}', "salt: is Firebase's"),
+    (json.dumps({"username": "a", "hash": MADE["bcrypt 2b"], "pepper": "9"}), "pepper: is not among"),
+    ("x" * 70_000, "the line has more than 65536 bytes"),
+]
+
+
+def test_refused_lines_are_named_with_the_reason_and_the_others_are_imported(
+    run: Run, dsn: Dsn, tmp_path: Path
+) -> None:
+    text = jsonl({"username": "first"}, *(line for line, _ in REFUSED), {"username": "last"})
+    done = run("import", "-", "--report", "report.txt", stdin=text)
+    assert done.returncode == 1
+    assert done.stdout == f"2 users added, 0 were there already, {len(REFUSED)} lines refused.\n"
+    report = (tmp_path / "report.txt").read_text().splitlines()
+    for number, ((_, why), said) in enumerate(zip(REFUSED, report, strict=True), 2):
+        assert said.startswith(f"{number}: ")
+        assert why in said
+    assert usernames(dsn) == ["first", "last"]
+
+
+def test_many_refused_lines_do_not_flood_the_terminal(run: Run) -> None:
+    done = run("import", "-", stdin="{\n" * 500)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 21
+    assert "480 more refused lines" in done.stderr
+
+
+def test_names_that_are_compared_alike_are_refused_wherever_the_other_stands(
+    run: Run, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("import", "-", stdin=jsonl({"username": "Ada"}, {"username": "bob"}))
+    filler = [{"username": f"filler{n}"} for n in range(importing.BATCH)]
+    done = run(
+        "import",
+        "-",
+        stdin=jsonl({"username": "ADA"}, {"username": "eve"}, {"username": "Eve"}, *filler, {"username": "eve"}),
+    )
+    assert done.stderr.splitlines() == [
+        "line 1: username: is taken by a user who writes it otherwise",
+        "line 3: username: an earlier line has this name, or one that is compared like it",
+        f"line {importing.BATCH + 4}: username: an earlier line has this name, or one that is compared like it",
+    ]
+    assert usernames(dsn)[:2] == ["Ada", "bob"]
+
+
+def test_a_second_run_leaves_alone_who_is_there(run: Run, dsn: Dsn) -> None:
+    text = jsonl({"username": "ada", "hash": MADE["bcrypt 2b"]}, {"username": "bob"})
+    run("import", "-", stdin=jsonl({"username": "ada", "hash": MADE["bcrypt 2b"]}))
+    rows(dsn, "UPDATE gatepost.users SET profile = '{\"kept\": true}'")
+    done = run("import", "-", stdin=text)
+    assert (done.returncode, done.stdout) == (0, "1 users added, 1 were there already, 0 lines refused.\n")
+    assert rows(dsn, "SELECT profile FROM gatepost.users WHERE canonical = 'ada'") == [({"kept": True},)]
+    assert rows(dsn, "SELECT count(*) FROM gatepost.events") == [(2,)]
+
+
+def test_a_dry_run_says_what_would_be_and_changes_nothing(run: Run, dsn: Dsn) -> None:
+    run("import", "-", stdin=jsonl({"username": "there"}))
+    text = jsonl({"username": "there"}, {"username": "a"}, {"username": "A"}, {"username": "THERE"}, "{")
+    done = run("import", "-", "--dry-run", stdin=text)
+    assert done.returncode == 1
+    assert done.stdout == "1 users would be added, 1 were there already, 3 lines would be refused.\n"
+    assert usernames(dsn) == ["there"]
+
+
+def test_a_row_that_only_postgres_refuses_is_found_and_the_others_are_imported(run: Run, dsn: Dsn) -> None:
+    rows(dsn, "ALTER TABLE gatepost.users ADD CHECK (canonical <> 'user37')")
+    done = run("import", "-", stdin=jsonl(*({"username": f"user{n}"} for n in range(100))))
+    assert done.returncode == 1
+    assert done.stderr.startswith("line 38: the database refuses it (")
+    assert len(usernames(dsn)) == 99
+
+
+def test_an_id_that_another_user_has_is_refused(run: Run, dsn: Dsn) -> None:
+    one = {"id": "3f0c8a52-7c53-4a80-9d4e-9a5a3f1f6a01", "username": "ada"}
+    run("import", "-", stdin=jsonl(one))
+    done = run("import", "-", stdin=jsonl(one | {"username": "eve"}))
+    assert done.stderr == "line 1: id: another user has it\n"
+
+
+async def test_firebases_users_are_imported_with_the_projects_parameters(
+    run: Run, client: Client, dsn: Dsn, tmp_path: Path
+) -> None:
+    import base64
+
+    (tmp_path / "key").write_text(base64.b64encode(FIREBASE.signer_key).decode() + "\n")
+    text, salt = FIREBASE_USER
+    options = ["--firebase-signer-key-file", "key", "--firebase-salt-separator", "Bw==", "--firebase-mem-cost", "14"]
+    done = run("import", "-", *options, stdin=jsonl({"username": "ada", "hash": text, "salt": salt}))
+    assert (done.returncode, done.stderr) == (0, "")
+    await log_in(client, "ada", "user1password")
+    too_dear = run("import", "-", *options[:-1], "18", stdin=jsonl({"username": "b", "hash": text, "salt": salt}))
+    assert "N must be at most 2^17" in too_dear.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["import", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["import", "users"], "cannot be read"),
+        (["import", "-", "--format", "xml"], "say what it is"),
+        (["import", "-", "--firebase-signer-key-file", "nowhere"], "nowhere: cannot be read"),
+        (["export", "--output", "no/where"], "no/where: cannot be created"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Run, arguments: list[str], said: str) -> None:
+    done = run(*arguments, stdin="")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_csv_without_its_header_is_refused_as_a_whole(run: Run, dsn: Dsn) -> None:
+    done = run("import", "-", "--format", "csv", stdin="ada,,\nbob,,\n")
+    assert done.returncode == 1
+    assert "its first line" in done.stderr
+    assert usernames(dsn) == []
+
+
+async def test_an_export_is_imported_elsewhere_and_every_login_goes_on_working(
+    run: Run, client: Client, config: Config, start_server: StartServer, postgres: PostgresServer, template: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    await register(client, "ours")
+    people = [{"username": f"user{n}", "hash": text} for n, text in enumerate(MADE.values())]
+    run("import", "-", stdin=jsonl(*people, {"username": "nobody", "roles": ["staff"]}))
+    exported = run("export", "--output", "all.jsonl")
+    assert (exported.returncode, exported.stdout) == (0, "")
+    assert stat.S_IMODE((tmp_path / "all.jsonl").stat().st_mode) == 0o600
+    assert run("export", "--output", "all.jsonl").returncode == 1  # never over another file
+    with postgres.database(template) as elsewhere:
+        assert run("import", "all.jsonl", to=elsewhere).returncode == 0
+        other = await start_server(config.model_copy(update={"db": db_config(elsewhere)}))
+        await log_in(other, "ours", PASSWORD)
+        again = run("export", to=elsewhere)
+        assert sorted(again.stdout.splitlines()) == sorted((tmp_path / "all.jsonl").read_text().splitlines())
+        for person in people:
+            await log_in(other, person["username"], TYPED)
+        await other.close()
+
+
+def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
+    dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from gatepost.transfer import queries
+    from gatepost.transfer.lines import Source
+    from gatepost.transfer.users import Judge
+
+    monkeypatch.setattr(importing, "BATCH", 10)
+    text = jsonl(*({"username": f"user{n:02}"} for n in range(35)))
+    (tmp_path / "users.jsonl").write_text(text)
+    connection = queries.connect(dsn)
+    honest = queries.add
+
+    def dies(*args: Any, **kwargs: Any) -> Any:
+        if len(usernames(dsn)) == 20:
+            with psycopg2.connect(**replace(dsn, database="postgres").parameters(dsn.hosts[0])) as admin:
+                admin.cursor().execute("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(queries, "add", dies)
+    with (
+        (tmp_path / "users.jsonl").open("rb") as file,
+        pytest.raises(importing.ImportStopped, match="20 users are in"),
+    ):
+        importing.Import(connection, Judge(), False, print, lambda *_: None).run(Source(file, "jsonl"))
+    monkeypatch.setattr(queries, "add", honest)
+    done = run("import", "users.jsonl")
+    assert (done.returncode, done.stdout) == (0, "15 users added, 20 were there already, 0 lines refused.\n")
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128))
+@settings(deadline=None, max_examples=300)
+def test_the_short_cut_for_plain_names_is_what_the_profiles_say(name: str) -> None:
+    assert names.canonical(name) == names._mapped.enforce(name)
+    assert names.display(name) == names._preserved.enforce(name)
