@@ -35,6 +35,7 @@ from gatepost.config import (
 from gatepost.db import Database, Dsn
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
+from tests.documented import Documented
 
 Client = TestClient[web.Request, web.Application]
 
@@ -215,13 +216,20 @@ StartServer = Callable[[Config], Awaitable[Client]]
 
 
 @pytest.fixture
-def start_server(aiohttp_client: Callable[..., Awaitable[Client]]) -> StartServer:
-    """Start a server of this configuration on a free port; the client speaks real HTTP to it."""
+def start_server(aiohttp_client: Callable[..., Awaitable[Client]]) -> Iterator[StartServer]:
+    """Start a server of this configuration on a free port; the client speaks real HTTP to it.
+
+    What it answers must be in the OpenAPI document.
+    """
+    documented = Documented()
 
     async def start(config: Config) -> Client:
-        return await aiohttp_client(ProductionServer(await WebServer(config).initializer()))
+        app = await WebServer(config).initializer()
+        app.on_response_prepare.append(documented)
+        return await aiohttp_client(ProductionServer(app))
 
-    return start
+    yield start
+    assert documented.violations == []
 
 
 @pytest.fixture

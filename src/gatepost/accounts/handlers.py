@@ -12,9 +12,9 @@ from typing_extensions import TypedDict
 from gatepost.accounts import policy, profile, queries
 from gatepost.credentials import Setting
 from gatepost.errors import (
-    Conflict,
     ForeignOrigin,
     InvalidCode,
+    LastAdmin,
     Overloaded,
     RegistrationClosed,
     Unauthorized,
@@ -177,7 +177,7 @@ class Goodbye(BaseModel):
     password: str = Field(repr=False)
 
 
-@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, Conflict))
+@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, LastAdmin))
 @guarded
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""

@@ -11,8 +11,8 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
-from gatepost.db import Connection, Statement, UniqueViolation
-from gatepost.errors import InvalidCode, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.db import Connection, Statement, UniqueViolation, naming
+from gatepost.errors import InvalidCode, LastAdmin, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import User
 from gatepost.tables import passwords, users
@@ -269,10 +269,11 @@ _DELETE = Statement(
 async def delete(connection: Connection, user_id: str, origin: Origin, *, current: tuple[Setting, bytes]) -> None:
     """Delete the account and all that hangs on it; its events stay, with an id that names nobody any more.
 
-    Raises WrongPassword, Unauthorized, SettingChanged.
+    Raises WrongPassword, Unauthorized, SettingChanged, LastAdmin.
     """
     setting, digest = current
-    row = await _DELETE.first(connection, id=user_id, setting=setting.phc, digest=digest, **origin._asdict())
+    with naming({"users_last_admin": LastAdmin}):
+        row = await _DELETE.first(connection, id=user_id, setting=setting.phc, digest=digest, **origin._asdict())
     _decided(row)
 
 
@@ -376,46 +377,3 @@ async def redeem(
     )
     if row is None:
         raise InvalidCode
-
-
-class Entry(NamedTuple):
-    """A line of the list of users."""
-
-    id: UUID
-    username: str
-    roles: list[str]
-    created_at: datetime
-    disabled_at: datetime | None
-
-
-_LIST = Statement(
-    sa.select(users.c.id, users.c.username, users.c.roles, users.c.created_at, users.c.disabled_at).order_by(
-        users.c.canonical
-    )
-)
-
-
-async def list_users(connection: Connection) -> list[Entry]:
-    """Every user, by canonical name."""
-    return [Entry(*row) for row in await _LIST.all(connection)]
-
-
-# The epoch ends every session at once, also one that a login under way is about to open; the rows go with it.
-_DISABLE = Statement("""
-    WITH account AS (
-        UPDATE gatepost.users SET disabled_at = coalesce(disabled_at, clock_timestamp()), epoch = epoch + 1
-        WHERE canonical = :canonical RETURNING id
-    ), ended AS (
-        DELETE FROM gatepost.sessions WHERE user_id IN (SELECT id FROM account) RETURNING user_id, handle
-    ), recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, session_handle, detail)
-        SELECT 'user_disabled', id, CAST(NULL AS uuid), CAST('{}' AS jsonb) FROM account
-        UNION ALL SELECT 'session_revoked', user_id, handle, '{"reason": "user_disabled"}' FROM ended
-    )
-    SELECT id FROM account
-""")
-
-
-async def disable(connection: Connection, canonical: str) -> bool:
-    """Disable a user and end every session; False when there is no such user."""
-    return await _DISABLE.first(connection, canonical=canonical) is not None

@@ -77,6 +77,7 @@ def canonical_prefix(text: str) -> str:
     try:
         return canonical(text) if text else ""
     except InvalidName:
+        text = text.encode("utf-8", "replace").decode()  # a shell hands on whatever bytes it was given
         return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower())
 
 

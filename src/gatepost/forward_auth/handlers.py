@@ -5,7 +5,7 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
-from gatepost.errors import Forbidden, ForeignOrigin
+from gatepost.errors import Forbidden, ForeignOrigin, Unauthorized
 from gatepost.names import canonical
 from gatepost.operation import operation
 from gatepost.sessions.guard import caller
@@ -26,9 +26,13 @@ class Demand(BaseModel):
     )
 
 
-@operation(None, query=Demand, problems=(Forbidden, ForeignOrigin))
+@operation(None, query=Demand, problems=(Unauthorized, Forbidden, ForeignOrigin))
 async def forward(request: web.Request) -> web.Response:
-    """Say whose session a proxied request carries, in headers for the service behind the proxy."""
+    """Say whose session a proxied request carries, in headers for the service behind the proxy.
+
+    They are `Remote-User`, `Remote-User-Id`, `Remote-Roles` and `Remote-Session`. The method and the host that the
+    browser asked are taken from `X-Forwarded-Method` or `X-Original-Method`, and from `X-Forwarded-Host`.
+    """
     demand = read_query(request, Demand)
     session = await caller(request, _asked(request))
     if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):

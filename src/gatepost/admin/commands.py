@@ -1,0 +1,318 @@
+"""`gatepost user …`: administration from a shell, and how the first administrator comes to be.
+
+The query functions are those of the API; in events the actor is ``{"by": "operator"}``.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from gatepost.accounts import policy
+from gatepost.admin import queries
+from gatepost.admin.user import MAX_ROLES, OPERATOR, ROLE, Managed, canonical_prefix, in_order, new_code
+from gatepost.config import Config
+from gatepost.console import CommandError, ConfigOption, JsonOption, print_json, print_table, say, with_database
+from gatepost.credentials import Credentials
+from gatepost.db import Database
+from gatepost.names import canonical
+from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
+from gatepost.sessions.session import SessionDocument, timestamp
+
+_REVOCATION = Revocation("admin", OPERATOR.id, OPERATOR.ip, OPERATOR.user_agent, OPERATOR.by)
+_BATCH = 1000
+
+NameArgument = Annotated[str, typer.Argument(help="The username.")]
+
+
+def add(
+    name: NameArgument,
+    config: ConfigOption = None,
+    *,
+    role: Annotated[
+        list[str] | None, typer.Option(help="Give this role; can be repeated. Administrators: admin.")
+    ] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+    ] = False,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="No password: print a code with which the user chooses one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a user; asks for the password twice."""
+    settings = Config.load(config)
+    roles = _judged(role or [])
+    if reset and password_stdin:
+        raise typer.BadParameter("--reset and --password-stdin exclude each other")
+    password = None if reset else _read_password(from_stdin=password_stdin)
+    if password is None:
+        username, compared = policy.judge_username(name)
+    else:
+        username, compared = policy.judge(name, password, settings.passwords)
+    new = queries.NewUser(username, compared, roles, {})
+    started = _new_reset(settings) if reset else None
+
+    async def work(database: Database) -> tuple[Managed, datetime | None]:
+        if password is None:
+            return await database.write(queries.create, new, OPERATOR, reset=started)
+        credentials = await Credentials.open(settings.passwords, database)
+        try:
+            stored = await credentials.create(password)
+        finally:
+            credentials.close()
+        return await database.write(queries.create, new, OPERATOR, password=stored)
+
+    user, expires_at = with_database(settings, work)
+    if as_json:
+        print_json({"user": user.record()} | _reset_document(started, expires_at))
+        return
+    say(f"Added {user.username}.")
+    _say_reset(user.username, started, expires_at)
+
+
+def _read_password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        # The line's end is the shell's, not the password's.
+        return sys.stdin.readline().rstrip("\r\n")
+    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    return password
+
+
+def list_users(
+    config: ConfigOption = None,
+    *,
+    prefix: Annotated[str, typer.Option(help="Only names that begin so.", show_default=False)] = "",
+    role: Annotated[str | None, typer.Option(help="Only users with this role.", show_default=False)] = None,
+    disabled: Annotated[
+        bool | None, typer.Option("--disabled/--enabled", help="Only those who are, or are not.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many at most; 0 for all.")] = 50,
+    as_json: JsonOption = False,
+) -> None:
+    """List users by name."""
+    settings = Config.load(config)
+    if role is not None:
+        _judged([role])
+    which = queries.Filter(canonical_prefix(prefix), role, disabled)
+
+    async def work(database: Database) -> list[Managed]:
+        found: list[Managed] = []
+        while True:
+            most = _BATCH if not limit else min(_BATCH, limit + 1 - len(found))
+            after = found[-1].canonical if found else ""
+            batch = await database.read(queries.page, which, after=after, most=most)
+            found += batch
+            if len(batch) < most or len(found) > limit > 0:
+                return found
+
+    found = with_database(settings, work)
+    shown = found[:limit] if limit else found
+    if as_json:
+        print_json({"users": [user.record() for user in shown], "more": len(found) > len(shown)})
+        return
+    rows = [(u.username, u.id, " ".join(u.roles), _when(u.created_at), _when(u.disabled_at)) for u in shown]
+    print_table(["username", "id", "roles", "created", "disabled"], rows)
+    if len(found) > len(shown):
+        print(f"There are more than {limit}: see --limit and --prefix.", file=sys.stderr)  # noqa: T201
+
+
+def show(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Show a user."""
+    settings = Config.load(config)
+    user = with_database(settings, lambda database: _find(database, name))
+    if as_json:
+        print_json({"user": user.record()})
+        return
+    lines = [(key, str(value)) for key, value in user.record().items() if key not in {"roles", "disabled_at"}]
+    lines += [("roles", " ".join(user.roles) or "none"), ("disabled_at", _when(user.disabled_at) or "no")]
+    print_table(["", ""], lines, heading=False)
+
+
+def set_roles(
+    name: NameArgument,
+    roles: Annotated[
+        list[str] | None, typer.Argument(help="Every role the user is to have.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    *,
+    none: Annotated[bool, typer.Option("--none", help="Take every role away.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Set a user's roles, which ends all sessions; without any, show them."""
+    if roles and none:
+        raise typer.BadParameter("either roles or --none")
+    settings = Config.load(config)
+    if roles or none:
+        user = _change(settings, name, queries.Change(roles=_judged(roles or [])))
+    else:
+        user = with_database(settings, lambda database: _find(database, name))
+    if as_json:
+        print_json({"user": user.record()})
+    else:
+        say(f"{user.username}: {' '.join(user.roles) or 'no roles'}")
+
+
+def disable(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Disable a user: every session ends, and no login succeeds any more."""
+    user = _change(Config.load(config), name, queries.Change(disabled=True))
+    if as_json:
+        print_json({"user": user.record()})
+    else:
+        say(f"Disabled {user.username}; all sessions have ended.")
+
+
+def enable(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Let a disabled user log in again."""
+    user = _change(Config.load(config), name, queries.Change(disabled=False))
+    if as_json:
+        print_json({"user": user.record()})
+    else:
+        say(f"Enabled {user.username}.")
+
+
+def delete(
+    name: NameArgument,
+    config: ConfigOption = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete a user and all that belongs to it; the name becomes free. The events stay, without the name."""
+    settings = Config.load(config)
+    user = with_database(settings, lambda database: _find(database, name))
+    if not yes:
+        typer.confirm(f"Delete {user.username} ({user.id})?", abort=True, err=True)
+    if not with_database(settings, lambda database: database.write(queries.delete, user.id, OPERATOR)):
+        raise _unknown(name)
+    if as_json:
+        print_json({"status": "success"})
+    else:
+        say(f"Deleted {user.username}.")
+
+
+def start_reset(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Print a code with which the user chooses a new password. It is shown once; until it is used nothing ends."""
+    settings = Config.load(config)
+    reset = _new_reset(settings)
+
+    async def work(database: Database) -> tuple[Managed, datetime | None]:
+        user = await _find(database, name)
+        return user, await database.write(queries.start_reset, user.id, reset, OPERATOR)
+
+    user, expires_at = with_database(settings, work)
+    if expires_at is None:
+        raise _unknown(name)
+    if as_json:
+        print_json(_reset_document(reset, expires_at))
+    else:
+        _say_reset(user.username, reset, expires_at)
+
+
+def list_sessions(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """List a user's live sessions, the newest first."""
+    settings = Config.load(config)
+
+    async def work(database: Database) -> list[SessionDocument]:
+        user = await _find(database, name)
+        return await database.read(sessions_of, user.id, settings.sessions.idle_timeout)
+
+    sessions = with_database(settings, work)
+    if as_json:
+        print_json({"sessions": sessions})
+        return
+    rows = [
+        (
+            s["handle"],
+            s["created_at"][:19],
+            s["last_seen_at"][:19],
+            s["expires_at"][:19],
+            s["ip"] or "",
+            s["user_agent"] or "",
+        )
+        for s in sessions
+    ]
+    print_table(["handle", "created", "last seen", "expires", "ip", "user agent"], rows)
+
+
+def sign_out(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """End every session of a user, also one that is just being opened."""
+    settings = Config.load(config)
+
+    async def work(database: Database) -> int:
+        user = await _find(database, name)
+        return await database.write(end_all_sessions_of, user.id, _REVOCATION)
+
+    ended = with_database(settings, work)
+    if as_json:
+        print_json({"ended": ended})
+    else:
+        say(f"Ended {ended} session{'' if ended == 1 else 's'}.")
+
+
+def register(user: typer.Typer) -> None:
+    """Add the commands to `gatepost user`."""
+    user.command("add")(add)
+    user.command("list")(list_users)
+    user.command("show")(show)
+    user.command("roles")(set_roles)
+    user.command("disable")(disable)
+    user.command("enable")(enable)
+    user.command("delete")(delete)
+    user.command("reset")(start_reset)
+    user.command("sessions")(list_sessions)
+    user.command("sign-out")(sign_out)
+
+
+def _judged(roles: Sequence[str]) -> list[str]:
+    for role in roles:
+        if not re.fullmatch(ROLE, role):
+            raise CommandError(f"{role!r} is no role: a letter from a to z, then up to 31 of a to z, 0 to 9, _ and -")
+    if len(set(roles)) > MAX_ROLES:
+        raise CommandError(f"a user has at most {MAX_ROLES} roles")
+    return in_order(list(roles))
+
+
+async def _find(database: Database, name: str) -> Managed:
+    user = await database.read(queries.find, canonical(name))
+    if user is None:
+        raise _unknown(name)
+    return user
+
+
+def _unknown(name: str) -> CommandError:
+    return CommandError(f"there is no user {name!r}")
+
+
+def _change(settings: Config, name: str, what: queries.Change) -> Managed:
+    async def work(database: Database) -> Managed | None:
+        user = await _find(database, name)
+        return await database.write(queries.change, user.id, what, OPERATOR)
+
+    changed = with_database(settings, work)
+    if changed is None:
+        raise _unknown(name)
+    return changed
+
+
+def _new_reset(settings: Config) -> queries.Reset:
+    return queries.Reset(new_code(), settings.accounts.reset_lifetime)
+
+
+def _reset_document(reset: queries.Reset | None, expires_at: datetime | None) -> dict[str, object]:
+    if reset is None or expires_at is None:
+        return {}
+    return {"reset": {"code": reset.code, "expires_at": timestamp(expires_at)}}
+
+
+def _say_reset(username: str, reset: queries.Reset | None, expires_at: datetime | None) -> None:
+    if reset and expires_at:
+        say(f"Until {_when(expires_at)}, {username} can choose a password with this code, which is shown only now:")
+        say(reset.code)
+
+
+def _when(moment: datetime | None) -> str:
+    return moment.isoformat(timespec="seconds") if moment else ""

@@ -1,0 +1,69 @@
+"""What commands have in common: the configured database, tables for people and JSON for scripts."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gatepost import schema
+from gatepost.config import Config
+from gatepost.db import Database, reach
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="JSON file; otherwise $GATEPOST_CONFIG or ./config.json.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+
+class CommandError(Exception):
+    """A command cannot do what was asked; the message is one line that says why."""
+
+
+def with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the configured database, which must be migrated."""
+    with reach(settings.db) as dsn:
+        if settings.db.embedded:
+            schema.migrate(dsn)
+        schema.check(dsn)
+
+        async def session() -> T:
+            database = await Database.open(dsn, 1)
+            try:
+                return await work(database)
+            finally:
+                await database.close()
+
+        return asyncio.run(session())
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, heading: bool = True) -> None:
+    """Fitted to a terminal; whole lines into a pipe."""
+    table = Table(*columns, box=None, show_header=heading)
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+
+
+def print_json(document: object) -> None:
+    """One document; its first character and its last line are JSON."""
+    print(json.dumps(document, indent=2))  # noqa: T201
+
+
+def say(line: str) -> None:
+    """A line for people."""
+    print(plain(line))  # noqa: T201
+
+
+def plain(text: str) -> str:
+    """Without what would steer a terminal: a user agent is a stranger's text."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
