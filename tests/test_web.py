@@ -15,7 +15,8 @@ from multidict import CIMultiDict
 
 from gatepost.errors import BadRequest, Unauthorized
 from gatepost.strictjson import decode
-from gatepost.web import session_token, user_agent
+from gatepost.tokens import session_token
+from gatepost.web import user_agent
 
 CODES = {
     "body_not_utf8",

@@ -57,9 +57,7 @@ users = sa.Table(
 )
 # The few that an operator looks for among the many: who has a role, who is disabled (by name, as lists are paged). Of
 # roles each word, so that the three administrators are found among a million members; it costs less than a B-tree.
-sa.Index(
-    "users_roles_idx", users.c.roles, postgresql_using="gin", postgresql_where=sa.text("roles <> '{}'::text[]")
-)
+sa.Index("users_roles_idx", users.c.roles, postgresql_using="gin", postgresql_where=sa.text("roles <> '{}'::text[]"))
 sa.Index("users_disabled_idx", users.c.canonical, postgresql_where=sa.text("disabled_at IS NOT NULL"))
 
 # What the settings of passwords may be and cost (credentials/kinds.py reads them): a hash that would keep

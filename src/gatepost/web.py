@@ -7,7 +7,7 @@ import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
@@ -21,12 +21,10 @@ from gatepost.errors import (
     BadRequest,
     BodyTooLarge,
     FieldError,
-    ForeignOrigin,
     InvalidBody,
     MethodNotAllowed,
     NotFound,
     Problem,
-    Unauthorized,
     UnsupportedMediaType,
 )
 
@@ -254,125 +252,7 @@ def _field_error(error: Any) -> FieldError:
     return FieldError(".".join(map(str, error["loc"])), code, _MESSAGES.get(code, error["msg"]))
 
 
-# ----------------------------------------------------------------------------------- who is asking, whence
-
-# The canonical form only: uuid.UUID() would also take braces, urn:, capitals and full-width digits, so that one
-# session had many names.
-_TOKEN = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_AUTHORIZATION = re.compile(rf"(?:[Bb][Ee][Aa][Rr][Ee][Rr] +)?({_TOKEN.pattern})")
-
-# The __Host- prefix binds the cookie to this very host over TLS. Without TLS, on the developer's own machine,
-# browsers do not take it; there and only there it has a plain name.
-_COOKIE = "__Host-session"
-_LOCAL_COOKIE = "session"
-_LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII)
-_SAFE_METHODS = {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS}
-_SEC_FETCH_SITE = "Sec-Fetch-Site"
-
-
-class Asked(NamedTuple):
-    """What the browser asked for. When a proxy asks about it, that is not what the request to us itself says."""
-
-    method: str
-    host: str
-
-
-def session_token(request: web.Request, asked: Asked | None = None) -> str:
-    """The session token of a request: from ``Authorization``, raw or after ``Bearer`` (RFC 6750; the scheme in any
-    case), else from the session cookie.
-
-    Raises Unauthorized for none or one that is no token, BadRequest for two headers, and ForeignOrigin when the
-    cookie of a request that may change something comes with a page of another origin.
-    """
-    values = request.headers.getall(hdrs.AUTHORIZATION, ())
-    if len(values) > 1:
-        raise BadRequest("There are two Authorization headers.", code="two_authorizations")
-    if values:
-        match = _AUTHORIZATION.fullmatch(values[0])
-        if not match:
-            raise Unauthorized
-        return match[1]
-    method, host = asked or (request.method, _host(request))
-    cookie = _session_cookie(request, host)
-    if not cookie:
-        raise Unauthorized
-    if method not in _SAFE_METHODS:
-        demand_own_origin(request, host)
-    return cookie[1]
-
-
-def _session_cookie(request: web.Request, host: str) -> tuple[str, str] | None:
-    """Name and token of the session cookie. Two of one name with different values are none: a browser has one.
-
-    The header is split here, by RFC 6265: aiohttp's parser also ends a cookie at a space, lets a quote run on over
-    the semicolon and strips any Unicode space, so that a cookie which a neighbouring subdomain may set would pose
-    as one with the ``__Host-`` that browsers keep from it.
-    """
-    given: dict[str, set[str]] = {}
-    for header in request.headers.getall(hdrs.COOKIE, ()):
-        for pair in header.split(";"):
-            name, _, value = pair.strip(" \t").partition("=")
-            given.setdefault(name, set()).add(value)
-    names = (_COOKIE, _LOCAL_COOKIE) if _is_local(request, host) else (_COOKIE,)
-    for name in names:
-        if values := given.get(name):
-            value = values.pop()
-            return (name, value) if not values and _TOKEN.fullmatch(value) else None
-    return None
-
-
-def demand_own_origin(request: web.Request, host: str | None = None) -> None:
-    """Raise ForeignOrigin unless the browser says that a page of ours or of a configured origin sent this.
-
-    ``Sec-Fetch-Site`` is the browser's own word (Fetch Metadata); where it is missing, ``Origin`` is compared with
-    ``Host``, or with the ``host`` that the browser asked. The scheme is left out: behind a proxy we do not know
-    ours. ``none``, the address bar, is refused as well: what is typed there changes nothing, so it is not how such
-    a request comes to be.
-    """
-    origin = request.headers.get(hdrs.ORIGIN, "").lower()
-    if origin in request.app[CONFIG].webserver.cors_origins:
-        return
-    site = request.headers.get(_SEC_FETCH_SITE)
-    own_host = _host(request) if host is None else host
-    same_host = origin.partition("://")[2] == own_host.lower() != ""
-    if not (site == "same-origin" if site is not None else same_host):
-        raise ForeignOrigin
-
-
-def is_from_a_page(request: web.Request) -> bool:
-    """Whether a browser says that a page sent this: `demand_own_origin` can ask which."""
-    return hdrs.ORIGIN in request.headers or _SEC_FETCH_SITE in request.headers
-
-
-def set_session_cookie(request: web.Request, response: web.Response, token: str) -> None:
-    """Give the token to a browser, where no script can read it."""
-    name = _LOCAL_COOKIE if _is_local(request, _host(request)) else _COOKIE
-    response.set_cookie(name, token, path="/", httponly=True, secure=name == _COOKIE, samesite="Lax")
-
-
-def has_session_cookie(request: web.Request) -> bool:
-    """Whether the browser keeps the token that this request speaks with in its cookie, which so must follow it."""
-    cookie = _session_cookie(request, _host(request))
-    return cookie is not None and cookie[1] == session_token(request)
-
-
-def drop_session_cookie(request: web.Request, response: web.Response) -> None:
-    """Take the cookie back, if it holds the token that this request speaks with."""
-    cookie = _session_cookie(request, _host(request))
-    if cookie and cookie[1] == session_token(request):
-        response.del_cookie(cookie[0], path="/", httponly=True, secure=cookie[0] == _COOKIE, samesite="Lax")
-
-
-def _host(request: web.Request) -> str:
-    return request.headers.get(hdrs.HOST, "")
-
-
-def _is_local(request: web.Request, host: str) -> bool:
-    """Whether the browser runs on this machine. A proxy before us that does not pass ``Host`` on makes all requests
-    look so; then ``Origin`` tells.
-    """
-    origin = request.headers.get(hdrs.ORIGIN, "").partition("://")[2] or host
-    return bool(_LOCAL_HOST.fullmatch(host) and _LOCAL_HOST.fullmatch(origin))
+# -------------------------------------------------------------------------------------- whence
 
 
 def client_ip(request: web.Request) -> str | None:

@@ -26,18 +26,8 @@ from gatepost.operation import operation
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    client_ip,
-    drop_session_cookie,
-    has_session_cookie,
-    json_response,
-    read_body,
-    set_session_cookie,
-    user_agent,
-)
+from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, client_ip, json_response, read_body, user_agent
 
 T = TypeVar("T")
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
-from uuid import UUID
 
 import sqlalchemy as sa
 

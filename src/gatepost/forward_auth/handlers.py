@@ -9,7 +9,8 @@ from gatepost.errors import Forbidden, ForeignOrigin, Unauthorized
 from gatepost.names import canonical
 from gatepost.operation import operation
 from gatepost.sessions.guard import caller
-from gatepost.web import Asked, read_query
+from gatepost.tokens import Asked
+from gatepost.web import read_query
 
 # What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
 _NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")

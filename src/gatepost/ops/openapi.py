@@ -4,33 +4,20 @@ A module of ours, because none that exists serves: aiohttp-pydantic (3.0.2) writ
 class views and errors of its own; aiohttp-swagger3 takes 3.0 as YAML in docstrings; aiohttp-apispec rests since 2022.
 """
 
-import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib.metadata import metadata
-from typing import Any, Literal, NamedTuple, NotRequired
+from typing import Any, Literal, NamedTuple
 
 from aiohttp import hdrs, web
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
-from typing_extensions import TypedDict
 
-from gatepost.errors import (
-    BodyTooLarge,
-    DatabaseUnavailable,
-    FieldError,
-    Forbidden,
-    ForeignOrigin,
-    InvalidBody,
-    MethodNotAllowed,
-    NotFound,
-    Problem,
-    Unauthorized,
-    UnsupportedMediaType,
-)
+from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, Unauthorized
 from gatepost.operation import Operation
+from gatepost.ops.refusals import ANYWHERE, BODY, QUERY, TOKEN, ProblemDocument, Refusal, markdown, prose
 from gatepost.sessions.guard import GUARDED
 from gatepost.web import MAX_BODY, Handler
 
@@ -70,67 +57,6 @@ _HEADERS: dict[str, Json] = {
 _EVERYWHERE = ("Cache-Control", "X-Request-ID")
 
 
-class ProblemDocument(TypedDict):
-    """What went wrong (RFC 9457): ``code`` is for programs, ``detail`` for people."""
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: NotRequired[list[FieldError]]
-
-
-def _prose(thing: object) -> str:
-    return _markdown(inspect.getdoc(thing) or "")
-
-
-def _markdown(docstring: str) -> str:
-    """Paragraphs of one line each, code as Markdown has it."""
-    paragraphs = docstring.replace("``", "`").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-class _Refusal(NamedTuple):
-    status: int
-    code: str
-    text: str
-    headers: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, problem: type[Problem]) -> "_Refusal":
-        return cls(problem.status, problem.code, _prose(problem), tuple(problem.headers))
-
-
-_QUERY = (
-    _Refusal(400, "nul_character", "A string contains U+0000."),
-    _Refusal(400, "lone_surrogate", "A string contains a lone surrogate."),
-    _Refusal.of(InvalidBody),
-)
-_BODY = (
-    _Refusal(400, "body_incomplete", "The body broke off."),
-    _Refusal(400, "body_not_utf8", "The body is not UTF-8."),
-    _Refusal(400, "body_not_json", "The body is not JSON."),
-    _Refusal(400, "body_too_deep", "The body is nested too deep."),
-    _Refusal(400, "duplicate_key", "A key occurs twice in one object."),
-    _Refusal(400, "number_not_finite", "A number is not finite."),
-    _Refusal(400, "number_too_long", "A number has too many characters."),
-    *_QUERY,
-    _Refusal.of(BodyTooLarge),
-    _Refusal.of(UnsupportedMediaType),
-)
-_TOKEN = (
-    _Refusal(400, "two_authorizations", "There are two Authorization headers."),
-    _Refusal.of(Unauthorized),
-)
-# Answers of no operation in particular: to a path or a method that is not here, and after a fault.
-_ANYWHERE = (
-    _Refusal.of(Problem),
-    _Refusal.of(NotFound),
-    _Refusal.of(MethodNotAllowed)._replace(headers=("Allow",)),
-)
-
-
 def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
     """The document of a route table. Raises TypeError for a handler without a note."""
     router = web.UrlDispatcher()
@@ -141,7 +67,7 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
         if route.resource and route.method != hdrs.METH_HEAD
     ]
     components = _components(note for *_, note in table)
-    for refusal in _ANYWHERE:
+    for refusal in ANYWHERE:
         _refused([refusal], components)
     paths: dict[str, Json] = {}
     for path, method, handler, note in table:
@@ -220,7 +146,7 @@ def _components(notes: Iterable[Operation]) -> _Components:
     schemas = dict(sorted(by_name.items()))
     for schema in schemas.values():
         if "description" in schema:
-            schema["description"] = _markdown(schema["description"])
+            schema["description"] = markdown(schema["description"])
     for query in dict.fromkeys(queries):  # written out as parameters, so no component
         of[query] = schemas.pop(of[query]["$ref"].rpartition("/")[2])
     return _Components(of, schemas, {})
@@ -235,7 +161,7 @@ class _Untitled(GenerateJsonSchema):
 
 
 def _operation(path: str, method: str, handler: Handler, note: Operation, components: _Components) -> Json:
-    summary, _, description = _prose(handler).partition("\n\n")
+    summary, _, description = prose(handler).partition("\n\n")
     role = GUARDED.get(handler)
     has_token = handler in GUARDED or Unauthorized in note.problems
     operation: Json = {
@@ -254,15 +180,15 @@ def _operation(path: str, method: str, handler: Handler, note: Operation, compon
         }
         if note.any_content_type:
             operation["requestBody"]["description"] = "JSON, whatever Content-Type says."
-    refusals = list(map(_Refusal.of, note.problems))
-    refusals += _BODY if note.body else ()
-    refusals += _QUERY if note.query else ()
-    refusals += [_Refusal.of(NotFound)] if "{" in path else []  # nothing has a name that no text can hold
-    refusals += _TOKEN if has_token else ()
-    refusals += [_Refusal.of(Forbidden)] if role else []
-    refusals += [_Refusal.of(ForeignOrigin)] if has_token and method != hdrs.METH_GET else []
+    refusals = list(map(Refusal.of, note.problems))
+    refusals += BODY if note.body else ()
+    refusals += QUERY if note.query else ()
+    refusals += [Refusal.of(NotFound)] if "{" in path else []  # nothing has a name that no text can hold
+    refusals += TOKEN if has_token else ()
+    refusals += [Refusal.of(Forbidden)] if role else []
+    refusals += [Refusal.of(ForeignOrigin)] if has_token and method != hdrs.METH_GET else []
     # Only a public GET can do without the database; one that does not says so itself.
-    refusals += [_Refusal.of(DatabaseUnavailable)] if has_token or method != hdrs.METH_GET else []
+    refusals += [Refusal.of(DatabaseUnavailable)] if has_token or method != hdrs.METH_GET else []
     by_status = sorted({refusal.status for refusal in refusals})
     operation["responses"] = {
         str(note.status): _answered(note, components),
@@ -296,7 +222,7 @@ def _answered(note: Operation, components: _Components) -> Json:
     return response
 
 
-def _refused(refusals: Iterable[_Refusal], components: _Components) -> Json:
+def _refused(refusals: Iterable[Refusal], components: _Components) -> Json:
     """One response: the problems of one status."""
     by_code = {refusal.code: refusal for refusal in sorted(refusals)}
     headers = sorted({name for refusal in by_code.values() for name in refusal.headers})

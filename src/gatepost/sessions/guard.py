@@ -8,7 +8,8 @@ from gatepost.errors import Forbidden, Unauthorized
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
-from gatepost.web import Asked, Handler, session_token
+from gatepost.tokens import Asked, session_token
+from gatepost.web import Handler
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)

@@ -23,20 +23,8 @@ from gatepost.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    client_ip,
-    demand_own_origin,
-    drop_session_cookie,
-    is_from_a_page,
-    json_response,
-    read_body,
-    session_token,
-    set_session_cookie,
-    user_agent,
-)
+from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, client_ip, json_response, read_body, user_agent
 
 
 class Login(BaseModel):

@@ -11,15 +11,8 @@ from gatepost.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
-from gatepost.web import (
-    CONFIG,
-    DATABASE,
-    client_ip,
-    drop_session_cookie,
-    json_response,
-    read_query,
-    user_agent,
-)
+from gatepost.tokens import drop_session_cookie
+from gatepost.web import CONFIG, DATABASE, client_ip, json_response, read_query, user_agent
 
 
 class OwnSession(SessionDocument):
