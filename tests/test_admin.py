@@ -436,7 +436,11 @@ async def test_filters_combine(root: Caller, dsn: Dsn) -> None:
     assert await names_of(root, role="editor") == ["annie", "annika", "carl", "emil"]
     assert await names_of(root, role="writer") == ["annie", "carl"]
     assert await names_of(root, role="admin") == ["root"]
-    assert await names_of(root, role="nobody") == []
+    for nothing in ("nobody", "Editor", "", "%", "editor}", "{}", "a' OR true --", "'); DROP TABLE gatepost.users; --"):
+        assert await names_of(root, role=nothing) == []
+    seed(dsn, "imported", roles='{"team:Write"}')
+    assert await names_of(root, role="team:Write") == ["imported"]
+    rows(dsn, "DELETE FROM gatepost.users WHERE canonical = 'imported'")
     assert await names_of(root, disabled="true") == ["annabel", "annika", "dora", "emil"]
     assert await names_of(root, disabled="false") == ["anna", "annie", "anno", "bert", "carl", "root"]
     assert await names_of(root, 1, prefix="ann", disabled="true") == ["annabel", "annika"]
@@ -556,9 +560,7 @@ async def test_a_cursor_made_by_hand_can_do_no_more_than_one_that_was_given(
         ("/admin/users", "limit", "9" * 400),
         ("/admin/users", "disabled", "1"),
         ("/admin/users", "disabled", "True"),
-        ("/admin/users", "role", "Admin"),
-        ("/admin/users", "role", "a' OR true --"),
-        ("/admin/users", "role", ""),
+        ("/admin/users", "role", "x" * 65),
         ("/admin/users", "prefix", "x" * 129),
         ("/admin/users", "order", "created_at; DROP"),
         ("/admin/events", "limit", "101"),
@@ -761,10 +763,8 @@ async def test_the_last_admin_can_neither_be_deleted_disabled_nor_demoted(
         assert (answer.status, answer.body["code"]) == (409, "last_admin"), (method, body)
     assert rows(dsn, "SELECT u::text FROM gatepost.users u ORDER BY id") == before
     assert kinds(dsn, root.id) == ["user_created", "authn_login_success"]
-    async with client.delete(
-        "/account", json={"password": PASSWORD}, headers={"Authorization": root.token}
-    ) as answer:
-        assert (answer.status, (await answer.json())["code"]) == (409, "last_admin")
+    left = await root("DELETE", "/account", {"password": PASSWORD})
+    assert (left.status, left.body["code"]) == (409, "last_admin")
     assert rows(dsn, "SELECT u::text FROM gatepost.users u ORDER BY id") == before
     await root.ok("PATCH", user_path(root.id), {"roles": ["admin", "editor"], "username": "other"})
     token = await log_in(client, "other")

@@ -24,6 +24,7 @@ from gatepost import strictjson
 from gatepost.errors import Forbidden, ForeignOrigin, Problem
 from gatepost.ops import openapi
 from gatepost.ops.handlers import ping
+from gatepost.ops.refusals import BODY
 from gatepost.server import ROUTES, api_document
 from gatepost.sessions.guard import GUARDED
 from gatepost.web import set_common_headers
@@ -115,7 +116,7 @@ def test_a_handler_without_a_note_is_a_mistake() -> None:
 
 def test_the_decoders_codes_are_those_of_the_document() -> None:
     given = set(re.findall(r'code="(\w+)"', inspect.getsource(strictjson)))
-    assert given | {"body_incomplete"} == {refusal.code for refusal in openapi._BODY if refusal.status == 400}
+    assert given | {"body_incomplete"} == {refusal.code for refusal in BODY if refusal.status == 400}
     assert given <= codes(OPERATIONS["POST", "/user"])
 
 

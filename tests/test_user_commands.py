@@ -352,7 +352,6 @@ def test_the_last_admin_stays_for_the_shell_too(run: Run, dsn: Dsn, arguments: l
         (["add", "ada", "--reset", "--role", "Admin"], "'Admin' is no role"),
         (["roles", "nobody", "admin\n"], "'admin\\n' is no role"),
         (["roles", "nobody", *(f"r{n}" for n in range(33))], "at most 32 roles"),
-        (["list", "--role", "'; DROP"], "is no role"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_one(run: Run, arguments: list[str], message: str) -> None:
@@ -363,10 +362,11 @@ def test_a_mistake_is_one_line_and_exit_code_one(run: Run, arguments: list[str],
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("prefix", ["'", "%", "a' OR true --", "\udcff", "\\"])
-def test_a_prefix_can_be_anything(run: Run, dsn: Dsn, prefix: str) -> None:
+@pytest.mark.parametrize("option", ["--prefix", "--role"])
+@pytest.mark.parametrize("value", ["'", "a' OR true --", "\udcff", "\\"])
+def test_what_is_looked_for_can_be_anything(run: Run, dsn: Dsn, option: str, value: str) -> None:
     a_user(dsn, "ada")
-    assert answer(run("list", "--prefix", prefix, "--json")) == {"users": [], "more": False}
+    assert answer(run("list", option, value, "--json")) == {"users": [], "more": False}
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
 from gatepost.ops import handlers as ops
 from gatepost.ops import openapi
+from gatepost.recovery import handlers as recovery
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions import own as own_sessions
 from gatepost.sessions import upkeep
@@ -48,6 +49,7 @@ ROUTES = [
     *sessions.routes,
     *own_sessions.routes,
     *accounts.routes,
+    *recovery.routes,
     *forward_auth.routes,
     *ops.routes,
     *admin.routes,

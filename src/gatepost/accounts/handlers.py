@@ -13,7 +13,6 @@ from gatepost.accounts import policy, profile, queries
 from gatepost.credentials import Setting
 from gatepost.errors import (
     ForeignOrigin,
-    InvalidCode,
     LastAdmin,
     Overloaded,
     RegistrationClosed,
@@ -211,29 +210,6 @@ async def export(request: web.Request, session: Session) -> web.Response:
     return web.Response(text=document, content_type="application/json")
 
 
-class Redemption(BaseModel):
-    """A code from an operator, and the password that its owner chooses."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    code: str = Field(repr=False)
-    new: str = Field(repr=False)
-
-
-@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded, Unavailable))
-async def redeem(request: web.Request) -> web.Response:
-    """Choose a new password with a code; every session ends."""
-    asked = await read_body(request, Redemption)
-    database, code_hash = request.app[DATABASE], queries.hash_code(asked.code)
-    name = await database.read(queries.find_reset, code_hash)
-    if name is None:
-        raise InvalidCode
-    policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-    new = await request.app[CREDENTIALS].create(asked.new)
-    await database.write(queries.redeem, code_hash, new, ip=client_ip(request), user_agent=user_agent(request))
-    return json_response(Done(status="success"))
-
-
 def _origin(request: web.Request, session: Session) -> queries.Origin:
     return queries.Origin(session.handle, client_ip(request), user_agent(request))
 
@@ -244,6 +220,5 @@ routes = [
     web.patch("/account", change),
     web.delete("/account", delete),
     web.put("/account/password", change_password),
-    web.post("/account/password/redeem", redeem),
     web.get("/account/export", export),
 ]

@@ -1,7 +1,6 @@
 """Accounts in SQL: one function, one statement, one round trip."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,7 +10,7 @@ import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement, UniqueViolation, naming
-from gatepost.errors import InvalidCode, LastAdmin, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.errors import LastAdmin, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import User
 from gatepost.tables import passwords, users
@@ -310,69 +309,3 @@ async def export(connection: Connection, user_id: str) -> str | None:
     """Everything held about a user but secrets, as one JSON document."""
     row = await _EXPORT.first(connection, id=user_id)
     return row[0] if row else None
-
-
-def hash_code(code: str) -> bytes:
-    """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash."""
-    return hashlib.sha256(code.encode()).digest()
-
-
-_FIND_RESET = Statement("""
-    SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
-    WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
-""")
-
-
-async def find_reset(connection: Connection, code_hash: bytes) -> str | None:
-    """The canonical name of the user who may choose a new password with this code."""
-    row = await _FIND_RESET.first(connection, code_hash=code_hash)
-    return row[0] if row else None
-
-
-# Deleting the code is what redeems it: of two at once, the second finds nothing left to delete.
-_REDEEM = Statement("""
-    SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash)
-    FOR NO KEY UPDATE;
-
-    WITH redeemed AS (
-        DELETE FROM gatepost.password_resets r USING gatepost.users u
-        WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp()
-            AND u.id = r.user_id AND u.disabled_at IS NULL
-        RETURNING r.user_id
-    ), kept AS (
-        INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
-        SELECT user_id, :setting, :digest, :norm, :pepper FROM redeemed
-        ON CONFLICT (user_id) DO UPDATE SET setting = excluded.setting, digest = excluded.digest,
-            norm = excluded.norm, pepper = excluded.pepper, changed_at = clock_timestamp()
-    ), bumped AS (
-        UPDATE gatepost.users SET epoch = epoch + 1 WHERE id = (SELECT user_id FROM redeemed)
-    ), ended AS (
-        DELETE FROM gatepost.sessions WHERE user_id = (SELECT user_id FROM redeemed) RETURNING user_id, handle
-    ), recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
-        SELECT 'authn_password_change', user_id, CAST(NULL AS uuid), CAST(:ip AS inet), :user_agent,
-            CAST('{"reason": "reset"}' AS jsonb) FROM redeemed
-        UNION ALL
-        SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
-            '{"reason": "password_change"}' FROM ended
-    )
-    SELECT user_id FROM redeemed
-""")
-
-
-async def redeem(
-    connection: Connection, code_hash: bytes, new: Stored, *, ip: str | None, user_agent: str | None
-) -> None:
-    """Use up a code: keep the new password and end every session. Raises InvalidCode."""
-    row = await _REDEEM.first(
-        connection,
-        code_hash=code_hash,
-        setting=new.setting.phc,
-        digest=new.digest,
-        norm=new.norm,
-        pepper=new.setting.pepper,
-        ip=ip,
-        user_agent=user_agent,
-    )
-    if row is None:
-        raise InvalidCode

@@ -13,7 +13,7 @@ import typer
 
 from gatepost.accounts import policy
 from gatepost.admin import queries
-from gatepost.admin.user import MAX_ROLES, OPERATOR, ROLE, Managed, canonical_prefix, in_order, new_code
+from gatepost.admin.user import MAX_ROLES, OPERATOR, ROLE, Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
 from gatepost.console import CommandError, ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.credentials import Credentials
@@ -95,9 +95,7 @@ def list_users(
 ) -> None:
     """List users by name."""
     settings = Config.load(config)
-    if role is not None:
-        _judged([role])
-    which = queries.Filter(canonical_prefix(prefix), role, disabled)
+    which = queries.Filter(canonical_prefix(prefix), role and readable(role), disabled)
 
     async def work(database: Database) -> list[Managed]:
         found: list[Managed] = []

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 from gatepost.accounts import policy, profile
 from gatepost.accounts.queries import lock_profile
 from gatepost.admin import cursor, queries
-from gatepost.admin.user import Actor, Managed, Role, Roles, UserRecord, canonical_prefix, new_code
+from gatepost.admin.user import Actor, Managed, Roles, UserRecord, canonical_prefix, new_code
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded_for
@@ -30,7 +30,8 @@ class Page(BaseModel):
     cursor: str | None = None
     prefix: str = Field("", max_length=128)
     disabled: Literal["true", "false"] | None = None
-    role: Role | None = None
+    # Not only what may be given here: an import knows more.
+    role: str | None = Field(None, max_length=64)
 
 
 class UserPage(TypedDict):

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gatepost.accounts.queries import hash_code
 from gatepost.admin.user import Actor, Managed
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, UsernameTaken
+from gatepost.recovery.queries import hash_code
 
 _REFUSALS = {"users_canonical_key": UsernameTaken, "users_last_admin": LastAdmin}
 

@@ -77,8 +77,12 @@ def canonical_prefix(text: str) -> str:
     try:
         return canonical(text) if text else ""
     except InvalidName:
-        text = text.encode("utf-8", "replace").decode()  # a shell hands on whatever bytes it was given
-        return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", text).lower())
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", readable(text)).lower())
+
+
+def readable(text: str) -> str:
+    """As UTF-8 has it: a shell hands on whatever bytes it was given."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def new_code() -> str:

@@ -1,0 +1,1 @@
+"""A way back for those who have lost their password."""
