@@ -436,7 +436,16 @@ async def test_filters_combine(root: Caller, dsn: Dsn) -> None:
     assert await names_of(root, role="editor") == ["annie", "annika", "carl", "emil"]
     assert await names_of(root, role="writer") == ["annie", "carl"]
     assert await names_of(root, role="admin") == ["root"]
-    for nothing in ("nobody", "Editor", "", "%", "editor}", "{}", "a' OR true --", "'); DROP TABLE gatepost.users; --"):
+    for nothing in (
+        "nobody",
+        "Editor",
+        "",
+        "%",
+        "editor}",
+        "{}",
+        "a' OR true --",
+        "'); DROP TABLE gatepost.users; --",
+    ):
         assert await names_of(root, role=nothing) == []
     seed(dsn, "imported", roles='{"team:Write"}')
     assert await names_of(root, role="team:Write") == ["imported"]
