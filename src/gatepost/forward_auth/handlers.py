@@ -23,7 +23,9 @@ class Demand(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: str | None = Field(
-        None, pattern=r"^[^\s,]{1,64}(,[^\s,]{1,64})*$", description="A role; of several, separated by commas, any."
+        None,
+        pattern=r"^[^\s\x85\ufeff,]{1,64}(,[^\s\x85\ufeff,]{1,64})*$",
+        description="A role; of several, separated by commas, any.",
     )
 
 
