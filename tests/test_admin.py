@@ -171,9 +171,9 @@ async def test_adding_a_user_records_who_did_it(root: Caller, dsn: Dsn) -> None:
         ({"username": "x", "password": PASSWORD}, "password", "unknown_field"),
         ({"username": "x", "id": NOBODY}, "id", "unknown_field"),
         ({"username": "x", "roles": "admin"}, "roles", "list_type"),
-        ({"username": "x", "roles": ["Admin"]}, "roles.0", "string_pattern_mismatch"),
+        ({"username": "x", "roles": ["no role"]}, "roles.0", "string_pattern_mismatch"),
         ({"username": "x", "roles": ["a", "b\n"]}, "roles.1", "string_pattern_mismatch"),
-        ({"username": "x", "roles": ["a" * 33]}, "roles.0", "string_pattern_mismatch"),
+        ({"username": "x", "roles": ["a" * 65]}, "roles.0", "string_pattern_mismatch"),
         ({"username": "x", "roles": ["'); DROP"]}, "roles.0", "string_pattern_mismatch"),
         ({"username": "x", "roles": [f"r{n}" for n in range(33)]}, "roles", "too_long"),
         ({"username": "x", "profile": []}, "profile", "dict_type"),
@@ -222,6 +222,7 @@ async def test_new_roles_end_the_sessions_and_are_recorded_old_and_new(root: Cal
     user = (await root.ok("PATCH", user_path(ada.id), {"roles": ["editor", "admin", "editor"]}))["user"]
     assert user["roles"] == ["admin", "editor"]
     assert await status_of(ada.client, ada.token) == 401
+    assert rows(dsn, "SELECT epoch FROM gatepost.users WHERE canonical = 'ada'") == [(2,)]
     assert kinds(dsn, ada.id)[2:] == ["privilege_permissions_changed", "session_revoked"]
     found = rows(dsn, "SELECT actor_id::text, detail FROM gatepost.events ORDER BY id DESC LIMIT 2")
     assert found == [
@@ -247,6 +248,7 @@ async def test_a_disabled_user_is_out_until_enabled(root: Caller, ada: Caller, d
     assert (await ada.client.post("/user", json={"username": "ada", "password": PASSWORD})).status == 401
     again = (await root.ok("PATCH", user_path(ada.id), {"disabled": True}))["user"]
     assert again == user
+    assert rows(dsn, "SELECT epoch FROM gatepost.users WHERE canonical = 'ada'") == [(2,)]
     assert (await root.ok("PATCH", user_path(ada.id), {"disabled": False}))["user"]["disabled_at"] is None
     assert await status_of(ada.client, ada.token) == 401
     await log_in(ada.client)
@@ -402,6 +404,7 @@ async def names_of(root: Caller, limit: int = 100, **query: Any) -> list[str]:
         if page["next"] is None:
             return found
         assert len(page["users"]) == limit
+        assert more != {"cursor": page["next"]}, "this page ends where the one before ended"
         more = {"cursor": page["next"]}
 
 

@@ -349,7 +349,7 @@ def test_the_last_admin_stays_for_the_shell_too(run: Run, dsn: Dsn, arguments: l
         (["show", "a b"], "must not contain SPACE"),
         (["show", "\udcff"], "must not contain"),
         (["add", "a b", "--reset"], "username: must not contain SPACE"),
-        (["add", "ada", "--reset", "--role", "Admin"], "'Admin' is no role"),
+        (["add", "ada", "--reset", "--role", "no role"], "'no role' is no role"),
         (["roles", "nobody", "admin\n"], "'admin\\n' is no role"),
         (["roles", "nobody", *(f"r{n}" for n in range(33))], "at most 32 roles"),
     ],

@@ -1,10 +1,14 @@
-"""What a username is: RFC 8265, so that one person has one name however it is typed."""
+"""What a username is (RFC 8265, so that one person has one name however it is typed), and what a role is called."""
 
 import unicodedata
 
 from precis_i18n import get_profile
 
 MAX_LENGTH = 128
+
+# What a role is called, as other systems call theirs too; nothing in it needs quoting in a header or a list.
+ROLE = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
+MAX_ROLES = 32
 
 _mapped = get_profile("UsernameCaseMapped")
 _preserved = get_profile("UsernameCasePreserved")

@@ -13,12 +13,12 @@ import typer
 
 from gatepost.accounts import policy
 from gatepost.admin import queries
-from gatepost.admin.user import MAX_ROLES, OPERATOR, ROLE, Managed, canonical_prefix, in_order, new_code, readable
+from gatepost.admin.user import OPERATOR, Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
 from gatepost.console import CommandError, ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.credentials import Credentials
 from gatepost.db import Database
-from gatepost.names import canonical
+from gatepost.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
 from gatepost.sessions.session import SessionDocument, timestamp
 

@@ -7,11 +7,8 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from gatepost.names import InvalidName, canonical
+from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical
 from gatepost.sessions.session import UserDocument, timestamp
-
-ROLE = r"^[a-z][a-z0-9_-]{0,31}$"
-MAX_ROLES = 32
 
 
 def in_order(roles: list[str]) -> list[str]:

@@ -10,12 +10,10 @@ from uuid import UUID, uuid4
 from gatepost.accounts.profile import MAX_BYTES
 from gatepost.credentials import NORM, RAW, foreign
 from gatepost.credentials.foreign import Firebase, InvalidHash
-from gatepost.names import InvalidName, canonical, display
+from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical, display
 from gatepost.transfer.lines import Record, Refusal, dumps
 
 # It must fit into a header and into a list separated by commas.
-ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}")
-MAX_ROLES = 32
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -118,7 +116,7 @@ def _roles(value: Any) -> str:
 def _array(value: tuple[str, ...]) -> str:
     if len(value) > MAX_ROLES:
         raise _Wrong(f"roles: must be at most {MAX_ROLES}")
-    if not all(ROLE.fullmatch(role) for role in value):
+    if not all(re.fullmatch(ROLE, role) for role in value):
         raise _Wrong("roles: each must be 1 to 64 of A-Z a-z 0-9 _ . : - and begin with a letter or a digit")
     return "{" + ",".join(f'"{role}"' for role in dict.fromkeys(value)) + "}"
 
