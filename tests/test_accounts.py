@@ -47,7 +47,7 @@ async def test_a_registration_answers_201_with_the_user_and_can_log_in(client: C
     assert user == {"id": user["id"], "username": "Zoë", "roles": [], "profile": {}}
     assert rows(dsn, "SELECT id::text, username, canonical FROM gatepost.users") == [(user["id"], "Zoë", "zoë")]
     assert rows(dsn, "SELECT kind, user_id::text FROM gatepost.events") == [("user_created", user["id"])]
-    assert rows(dsn, "SELECT FROM gatepost.sessions") == []
+    assert rows(dsn, "SELECT 1 FROM gatepost.sessions") == []
     assert await status_of(client, await log_in(client, "zoë")) == 200
 
 
@@ -142,8 +142,8 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name[:12]))
 async def test_a_bad_name_is_422_with_the_reason(client: Client, dsn: Dsn, name: str) -> None:
     assert await reasons(client, name) == [("username", "invalid_username")]
-    assert rows(dsn, "SELECT FROM gatepost.users") == []
-    assert rows(dsn, "SELECT FROM gatepost.events") == []
+    assert rows(dsn, "SELECT 1 FROM gatepost.users") == []
+    assert rows(dsn, "SELECT 1 FROM gatepost.events") == []
 
 
 async def test_what_is_wrong_with_the_name_is_said_but_not_the_name(client: Client) -> None:
@@ -308,7 +308,7 @@ async def test_registration_is_closed_by_default(config: Config, start_server: S
     for username, password in (("ada", PASSWORD), ("a b", "short")):
         status, body = await attempt(client, username, password)
         assert (status, body["code"]) == (403, "registration_closed")
-    assert rows(dsn, "SELECT FROM gatepost.users") == []
+    assert rows(dsn, "SELECT 1 FROM gatepost.users") == []
     async with client.post("/account", data=b"{") as answer:
         assert answer.status == 403  # before anything is read: it would only be refused
 
@@ -329,4 +329,4 @@ async def test_a_registration_must_be_declared_as_json(client: Client, dsn: Dsn)
         async with client.post("/account", data=body, headers=headers) as answer:
             assert answer.status == 415
             assert (await answer.json(content_type=None))["code"] == "unsupported_media_type"
-    assert rows(dsn, "SELECT FROM gatepost.users") == []
+    assert rows(dsn, "SELECT 1 FROM gatepost.users") == []

@@ -684,7 +684,7 @@ def many_users(root: Caller, dsn: Dsn) -> None:
         dsn,
         "INSERT INTO gatepost.passwords (user_id, setting, digest, norm) "
         "SELECT id, '$argon2id$v=19$m=8192,t=1,p=1$c2FsdHNhbHQ', sha256(''), 'opaque' FROM gatepost.users u "
-        "WHERE NOT EXISTS (SELECT FROM gatepost.passwords p WHERE p.user_id = u.id)",
+        "WHERE NOT EXISTS (SELECT 1 FROM gatepost.passwords p WHERE p.user_id = u.id)",
     )
     rows(
         dsn,

@@ -268,7 +268,7 @@ def register(user: typer.Typer) -> None:
 def _judged(roles: Sequence[str]) -> list[str]:
     for role in roles:
         if not re.fullmatch(ROLE, role):
-            raise CommandError(f"{role!r} is no role: a letter from a to z, then up to 31 of a to z, 0 to 9, _ and -")
+            raise CommandError(f"{role!r} is no role: 1 to 64 of A-Z a-z 0-9 _ . : -, a letter or a digit first")
     if len(set(roles)) > MAX_ROLES:
         raise CommandError(f"a user has at most {MAX_ROLES} roles")
     return in_order(list(roles))
