@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, report, seed, wrk
+from bench import measures, population, report, seed, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -46,10 +46,16 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
             _say("logins …")
             logins, more = measures.logins(service, planted, folder, rounds=rounds, seconds=seconds)
             memory += measures.memory(service, "after the load")
+            _say("a million users …")
+            count = 20_000 if quick else 1_000_000
+            imported = population.import_users(service, folder, count)
+            pages = population.pages(service)
     groups = {
         f"Session checks ({measures.CHECK_CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": checks,
         f"Logins ({measures.LOGIN_CONNECTIONS} connections)": logins,
         "Memory": memory,
+        "Import": imported,
+        f"Lists, in Postgres ({count:,} users)": pages,
         "Start-up": start,
     }
     return groups, [*notes, *more]

@@ -53,20 +53,24 @@ class Service:
             raise ServiceError("the embedded Postgres is gone")
         return server
 
-    def __enter__(self) -> Self:
-        """Start, and wait for the first 200 of `/health/ready`."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEPOST_")}
-        environment |= {
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the service is told, and every other command that speaks with its database."""
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("GATEPOST_")}
+        return outside | {
             "GATEPOST_WEBSERVER__PORT": str(self.port),
             "GATEPOST_DB__DATA_DIR": str(self._folder / "data"),
             "GATEPOST_ACCOUNTS__REGISTRATION": "open",
         }
+
+    def __enter__(self) -> Self:
+        """Start, and wait for the first 200 of `/health/ready`."""
         with (self._folder / "log").open("wb") as log:
             began = time.perf_counter()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "gatepost", "run"],
                 cwd=self._folder,
-                env=environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
