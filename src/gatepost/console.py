@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gatepost import schema
 from gatepost.config import Config
@@ -48,6 +45,11 @@ def with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) ->
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, heading: bool = True) -> None:
     """Fitted to a terminal; whole lines into a pipe."""
+    # Here, since a process that serves prints no table: 2 MB.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     table = Table(*columns, box=None, show_header=heading)
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
