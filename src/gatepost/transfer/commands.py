@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gatepost import schema
 from gatepost.config import Config
@@ -184,6 +182,10 @@ def _refusals(report: Path | None) -> Iterator[Callable[[Refusal], None]]:
 @contextlib.contextmanager
 def _progress(file: BinaryIO) -> Iterator[Callable[[Counts, int], None]]:
     """A bar with rate and time left, where somebody is looking."""
+    # Here, since a process that serves shows no bar.
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
     columns = [
         TextColumn("{task.fields[users]:,} users"),
         BarColumn(),
