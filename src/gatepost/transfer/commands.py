@@ -13,6 +13,7 @@ import typer
 
 from gatepost import schema
 from gatepost.config import Config
+from gatepost.console import ConfigOption
 from gatepost.credentials.foreign import Firebase
 from gatepost.db import reach
 from gatepost.transfer import queries
@@ -21,11 +22,6 @@ from gatepost.transfer.lines import Format, Refusal, Source, UnusableFile
 from gatepost.transfer.users import Judge
 
 SHOWN = 20  # refused lines on the terminal; --report has all
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="JSON file; otherwise $GATEPOST_CONFIG or ./config.json.", show_default=False),
-]
 
 
 class TransferError(Exception):
