@@ -157,6 +157,19 @@ async def test_a_failed_query_is_503_to_those_in_it_and_to_nobody_else(lookup: L
     assert await lookup.find(first) is not None
 
 
+async def test_nobody_waits_out_two_hanging_queries_one_after_the_other(lookup: Lookup, dsn: Dsn) -> None:
+    hashes = seed(dsn, 6)
+    with locked(dsn, "sessions"):
+        began = asyncio.get_running_loop().time()
+        first = asyncio.create_task(lookup.find(hashes[0]))
+        await eventually(lambda: bool(rows(dsn, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
+        others = [asyncio.create_task(lookup.find(token_hash)) for token_hash in hashes[1:]]
+        results = await asyncio.gather(first, *others, return_exceptions=True)
+        assert {type(result) for result in results} == {DatabaseUnavailable}
+        assert asyncio.get_running_loop().time() - began < 3
+    assert all(await asyncio.gather(*(lookup.find(token_hash) for token_hash in hashes)))
+
+
 async def test_a_dead_connection_costs_a_retry_and_no_answer(lookup: Lookup, dsn: Dsn) -> None:
     (token_hash,) = seed(dsn, 1)
     for _ in range(5):

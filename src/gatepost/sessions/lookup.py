@@ -5,10 +5,12 @@ that was acknowledged before a check was sent is seen by it, on every node.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from gatepost.db import LOOKUP_CONNECTIONS, Database
+from gatepost.pool import ACQUIRE_TIMEOUT
 from gatepost.sessions import queries
 from gatepost.sessions.session import Session
 
@@ -37,10 +39,13 @@ class Lookup:
         self._waiting: _Waiting = defaultdict(list)
         self._workers: set[asyncio.Task[None]] = set()
         self._under_way = 0
+        self._waiting_since = 0.0
 
     async def find(self, token_hash: bytes) -> Session | None:
         """The live session with this token hash, or None. Raises DatabaseUnavailable."""
         answer: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._waiting_since = time.monotonic()
         self._waiting[token_hash].append(answer)
         if self._worth_another():
             self._under_way += 1
@@ -75,6 +80,7 @@ class Lookup:
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
             for answer in _still_awaited(batch.values()):
                 answer.set_exception(error)
+            self._give_up_on_those_who_waited(error)
         except asyncio.CancelledError:
             for answer in _still_awaited(batch.values()):
                 answer.cancel()
@@ -84,6 +90,13 @@ class Lookup:
                 session = found.get(token_hash)
                 for answer in _still_awaited([answers]):
                     answer.set_result(session)
+
+    def _give_up_on_those_who_waited(self, error: Exception) -> None:
+        """Behind a query that hung, the time to answer has run out for them too; a quick failure hurts nobody else."""
+        if time.monotonic() - self._waiting_since > ACQUIRE_TIMEOUT:
+            waiting, self._waiting = self._waiting, defaultdict(list)
+            for answer in _still_awaited(waiting.values()):
+                answer.set_exception(error)
 
     def _next_batch(self) -> _Waiting:
         waiting, self._waiting = self._waiting, defaultdict(list)
