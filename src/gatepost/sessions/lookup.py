@@ -92,7 +92,7 @@ class Lookup:
                     answer.set_result(session)
 
     def _give_up_on_those_who_waited(self, error: Exception) -> None:
-        """Behind a query that hung, the time to answer has run out for them too; a quick failure hurts nobody else."""
+        """Behind a query that hung their time has run out as well; a quick failure hurts nobody else."""
         if time.monotonic() - self._waiting_since > ACQUIRE_TIMEOUT:
             waiting, self._waiting = self._waiting, defaultdict(list)
             for answer in _still_awaited(waiting.values()):
