@@ -34,6 +34,7 @@ from gatepost.config import (
 )
 from gatepost.db import Database, Dsn
 from gatepost.embedded import EmbeddedPostgres
+from gatepost.pool import DriverConnection
 from gatepost.server import WebServer
 from tests.documented import Documented
 
@@ -253,13 +254,18 @@ CountRoundTrips = Callable[[], contextlib.AbstractContextManager[list[str]]]
 def count_round_trips(monkeypatch: pytest.MonkeyPatch) -> CountRoundTrips:
     """Every statement that the driver sends, with its parameters in it."""
     sent: list[str] = []
-    execute = aiopg.Cursor.execute
+    execute, fetch = aiopg.Cursor.execute, DriverConnection.fetch
 
-    async def listen(self: Any, operation: str, parameters: Any = None, **kwargs: Any) -> None:
-        sent.append(self.raw.mogrify(operation, parameters).decode())
+    async def listen_to_aiopg(self: Any, operation: str, parameters: Any = None, **kwargs: Any) -> None:
+        sent.append(self.raw.mogrify(operation, parameters).decode())  # BEGIN, COMMIT
         await execute(self, operation, parameters, **kwargs)
 
-    monkeypatch.setattr(aiopg.Cursor, "execute", listen)
+    async def listen(self: DriverConnection, sql: str, parameters: Any) -> Any:
+        sent.append(self.raw.cursor().mogrify(sql, parameters).decode())
+        return await fetch(self, sql, parameters)
+
+    monkeypatch.setattr(aiopg.Cursor, "execute", listen_to_aiopg)
+    monkeypatch.setattr(DriverConnection, "fetch", listen)
 
     @contextlib.contextmanager
     def count() -> Iterator[list[str]]:

@@ -6,7 +6,7 @@ hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,35 @@ async def _addresses(host: str, port: int) -> list[dict[str, str]]:
     return [{"hostaddr": str(address[4][0])} for address in dict.fromkeys(found)]
 
 
-async def _connect(dsn: Dsn) -> aiopg.Connection:
+class DriverConnection(aiopg.Connection):  # type: ignore[misc]
+    """aiopg's connection, and one thing more: a statement and its rows without what aiopg puts around them.
+
+    aiopg's cursor sets a timer of its own for each statement and turns the server's statement_timeout into a
+    CancelledError; the deadline is the caller's. (Measured: 20 of 60 us for a query that finds 16 sessions.)
+    """
+
+    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute in one round trip and return every row. Raises psycopg2's errors as they are.
+
+        A caller that is cancelled meanwhile leaves the connection closed.
+        """
+        self._last_usage = self._loop.time()
+        answer = self._create_waiter("fetch")
+        try:
+            cursor = self._conn.cursor()
+            cursor.execute(sql, parameters)
+            self._ready(self._weakref)
+            await answer
+        except asyncio.CancelledError:
+            self._close()
+            raise
+        finally:
+            self._waiter = None
+        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return rows
+
+
+async def _connect(dsn: Dsn) -> DriverConnection:
     """Connect to the first host and address that lets us in.
 
     Raises DatabaseUnavailable after ``CONNECT_TIMEOUT`` for each address that does not answer.
@@ -116,7 +144,8 @@ async def _connect(dsn: Dsn) -> aiopg.Connection:
         for address in addresses:
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT):
-                    return await aiopg.connect(
+                    connection: DriverConnection = await DriverConnection(
+                        dsn=None,
                         **dsn.parameters(host),
                         **address,
                         options=_OPTIONS,
@@ -125,6 +154,7 @@ async def _connect(dsn: Dsn) -> aiopg.Connection:
                         timeout=ANSWER_TIMEOUT,
                         enable_hstore=False,  # costs a query per connection
                     )
+                    return connection
             except (psycopg2.OperationalError, TimeoutError) as error:
                 failure = error
     raise cannot_connect(dsn, failure) from failure
@@ -148,8 +178,8 @@ class Pool:
         self.minsize, self.maxsize, self.timeout = 0, size, ACQUIRE_TIMEOUT
         self._dsn = dsn
         self._slots = asyncio.Semaphore(size)
-        self._idle: list[aiopg.Connection] = []
-        self._used: set[aiopg.Connection] = set()
+        self._idle: list[DriverConnection] = []
+        self._used: set[DriverConnection] = set()
         self.closed = False
 
     @property
@@ -162,7 +192,7 @@ class Pool:
         """Open connections that nobody holds."""
         return len(self._idle)
 
-    async def acquire(self) -> aiopg.Connection:
+    async def acquire(self) -> DriverConnection:
         """A connection, new or used. Raises DatabaseUnavailable after ``ACQUIRE_TIMEOUT`` seconds."""
         if self.closed:
             raise DatabaseUnavailable("Gatepost is stopping")
@@ -185,7 +215,7 @@ class Pool:
         except TimeoutError:
             raise DatabaseUnavailable("all connections to the database are in use") from None
 
-    def _take_idle(self) -> aiopg.Connection | None:
+    def _take_idle(self) -> DriverConnection | None:
         stale = asyncio.get_running_loop().time() - MAX_IDLE
         while self._idle:
             connection = self._idle.pop()
@@ -194,14 +224,14 @@ class Pool:
             connection.close()
         return None
 
-    def release(self, connection: aiopg.Connection) -> "asyncio.Future[None]":
+    def release(self, connection: DriverConnection) -> "asyncio.Future[None]":
         """Take a connection back; one that is in the middle of something is closed instead."""
         self.give_back(connection)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
 
-    def give_back(self, connection: aiopg.Connection) -> None:
+    def give_back(self, connection: DriverConnection) -> None:
         """`release` for those who have nothing to await."""
         self._used.discard(connection)
         self._slots.release()
