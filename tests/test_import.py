@@ -277,12 +277,28 @@ def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
     monkeypatch.setattr(queries, "add", dies)
     with (
         (tmp_path / "users.jsonl").open("rb") as file,
-        pytest.raises(importing.ImportStopped, match="20 users are in"),
+        pytest.raises(importing.ImportStopped, match="after 20 users"),
     ):
         importing.Import(connection, Judge(), False, print, lambda *_: None).run(Source(file, "jsonl"))
     monkeypatch.setattr(queries, "add", honest)
     done = run("import", "users.jsonl")
     assert (done.returncode, done.stdout) == (0, "15 users added, 20 were there already, 0 lines refused.\n")
+
+
+def test_an_import_ends_when_all_of_it_is_on_disk(dsn: Dsn) -> None:
+    from gatepost.transfer import queries
+    from gatepost.transfer.lines import Record
+    from gatepost.transfer.users import ImportedUser, Judge
+
+    connection = queries.connect(dsn)
+    queries.prepare(connection)
+    judged = [Judge()(Record(n, {"username": f"user{n}"})) for n in range(1000)]
+    users = [user for user in judged if isinstance(user, ImportedUser)]
+    queries.add(connection, users, "run", dry=False)
+    written = rows(dsn, "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+    queries.finish(connection)
+    assert rows(dsn, f"SELECT pg_current_wal_flush_lsn() >= '{written}'") == [(True,)]
+    connection.close()
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128))

@@ -65,6 +65,10 @@ class Import:
                     storing = self._hand_over(thread, batch, source, storing)
                     batch = _Batch()
             self._done(self._hand_over(thread, batch, source, storing))
+        try:
+            queries.finish(self.connection)
+        except queries.Gone as error:
+            raise self._stopped(error) from None
         return self.counts
 
     def _hand_over(
@@ -79,14 +83,17 @@ class Import:
         try:
             batch = storing.result()
         except queries.Gone as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ImportStopped(
-                f"the database went away ({reason}); {self.counts.added} users are in: run the import again to go on"
-            ) from None
+            raise self._stopped(error) from None
         for refusal in sorted(batch.refusals):
             self.counts.refused += 1
             self.refuse(refusal)
         self.advanced(self.counts, batch.position)
+
+    def _stopped(self, error: Exception) -> ImportStopped:
+        reason = str(error).strip().partition("\n")[0]
+        return ImportStopped(
+            f"the database went away ({reason}) after {self.counts.added} users: run the import again to go on"
+        )
 
     def _store(self, batch: _Batch) -> _Batch:
         batch.refusals += self._add(batch.users)
