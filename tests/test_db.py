@@ -319,7 +319,7 @@ async def test_a_setting_of_one_transaction_does_not_reach_the_next(dsn: Dsn) ->
     async with database.transaction() as connection:
         await Statement("SET LOCAL statement_timeout = '1ms'").all(connection)
         assert await show.first(connection) == ("1ms",)
-    assert await database.read(show.first) == ("1800ms",)
+    assert await database.read(show.first) == ("1600ms",)
     await database.close()
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gatepost import pool
 from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.sessions import lookup as lookup_module
@@ -168,6 +169,20 @@ async def test_nobody_waits_out_two_hanging_queries_one_after_the_other(lookup: 
         assert {type(result) for result in results} == {DatabaseUnavailable}
         assert asyncio.get_running_loop().time() - began < 3
     assert all(await asyncio.gather(*(lookup.find(token_hash) for token_hash in hashes)))
+
+
+async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that_one(lookup: Lookup, dsn: Dsn) -> None:
+    first, second = seed(dsn, 2)
+    with locked(dsn, "sessions"):
+        hanging = asyncio.create_task(lookup.find(first))
+        # Not so long before that one fails as to be given up with it: it has a query of its own, which hangs too.
+        await asyncio.sleep(pool.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05)
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(DatabaseUnavailable):
+            await lookup.find(second)
+        assert asyncio.get_running_loop().time() - began < pool.ANSWER_TIMEOUT + 0.15
+    with pytest.raises(DatabaseUnavailable):
+        await hanging
 
 
 async def test_a_dead_connection_costs_a_retry_and_no_answer(lookup: Lookup, dsn: Dsn) -> None:

@@ -152,21 +152,31 @@ class Database:
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query that changes nothing; once more on a new connection if the first was found dead."""
+        return await self.read_by(time.monotonic() + ANSWER_TIMEOUT, query, *args, **kwargs)
+
+    async def read_by(
+        self,
+        deadline: float,
+        query: Callable[Concatenate[Connection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """`read`, over by a deadline (`time.monotonic`): for those who have waited already."""
         began = time.monotonic()
         try:
-            return await self._run(query, *args, **kwargs)
+            return await self._run(deadline, query, *args, **kwargs)
         except DatabaseUnavailable as error:
             self._pool.drop_idle()
             lost = isinstance(error.__cause__, psycopg2.OperationalError | psycopg2.InterfaceError)
             if not lost or time.monotonic() - began > ACQUIRE_TIMEOUT:
                 raise
-        return await self._run(query, *args, **kwargs)
+        return await self._run(deadline, query, *args, **kwargs)
 
     async def write(
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query that changes something: never twice, and to its end even if the request is cancelled."""
-        task = asyncio.ensure_future(self._run(query, *args, **kwargs))
+        task = asyncio.ensure_future(self._run(time.monotonic() + ANSWER_TIMEOUT, query, *args, **kwargs))
         self._writes.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
@@ -177,11 +187,15 @@ class Database:
             task.exception()  # heard of, if only here: its request may be gone
 
     async def _run(
-        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+        self,
+        deadline: float,
+        query: Callable[Concatenate[Connection, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         # `connection`, spelt out: as a generator it costs each query 10 us more.
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with asyncio.timeout_at(deadline):
                 driver = await self._pool.acquire()
                 try:
                     return await query(Connection(driver, self.engine), *args, **kwargs)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from gatepost.db import LOOKUP_CONNECTIONS, Database
-from gatepost.pool import ACQUIRE_TIMEOUT
+from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT
 from gatepost.sessions import queries
 from gatepost.sessions.session import Session
 
@@ -72,11 +72,12 @@ class Lookup:
             self._under_way += 1
 
     async def _ask(self) -> None:
+        deadline = self._waiting_since + ANSWER_TIMEOUT  # of whoever has waited longest
         batch = self._next_batch()
         if not batch:  # another worker was quicker
             return
         try:
-            found = await self._database.read(queries.live_sessions, list(batch), self._idle_timeout)
+            found = await self._database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
             for answer in _still_awaited(batch.values()):
                 answer.set_exception(error)
