@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test check format bench wheel clean
+.PHONY: help run dev test faults check format bench wheel clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ dev: $(VENV)/developer ## The same, started anew whenever the source changes.
 
 test: $(VENV)/developer ## Run the whole test suite.
 	@$(BIN)/python -m pytest $(ARGS)
+
+faults: $(VENV)/developer ## Break Postgres, the network and Gatepost under load; ARGS=--quick for a short form.
+	@$(BIN)/python -m pytest -m fault tests/faults $(ARGS)
 
 check: $(VENV)/developer ## The gate: formatting, lint, types, layers.
 	@$(BIN)/ruff format --check .

@@ -171,7 +171,9 @@ async def test_nobody_waits_out_two_hanging_queries_one_after_the_other(lookup: 
     assert all(await asyncio.gather(*(lookup.find(token_hash) for token_hash in hashes)))
 
 
-async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that_one(lookup: Lookup, dsn: Dsn) -> None:
+async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that_one(
+    lookup: Lookup, dsn: Dsn
+) -> None:
     first, second = seed(dsn, 2)
     with locked(dsn, "sessions"):
         hanging = asyncio.create_task(lookup.find(first))

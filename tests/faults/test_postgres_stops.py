@@ -1,0 +1,69 @@
+"""Postgres restarts, dies, freezes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.faults.postgres import Postgres
+from tests.faults.service import Service
+from tests.faults.trial import Bounds, Trial
+
+pytestmark = pytest.mark.fault
+
+
+@contextlib.asynccontextmanager
+async def stopped(server: Postgres) -> AsyncIterator[None]:
+    """A fast shutdown, and a start."""
+    await asyncio.to_thread(server.stop)
+    yield
+    await asyncio.to_thread(server.start)
+
+
+@contextlib.asynccontextmanager
+async def killed(server: Postgres) -> AsyncIterator[None]:
+    """SIGKILL for all its processes, and a start that has to recover."""
+    await asyncio.to_thread(server.kill)
+    yield
+    await asyncio.to_thread(server.start)
+
+
+@contextlib.asynccontextmanager
+async def frozen(server: Postgres) -> AsyncIterator[None]:
+    """SIGSTOP for all its processes, and SIGCONT."""
+    await asyncio.to_thread(server.freeze)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(server.thaw)
+
+
+async def test_a_restart_of_postgres_costs_503_while_it_lasts(
+    trial: Trial, server: Postgres, service: Service
+) -> None:
+    outcome = await trial("Postgres restarted (fast)", stopped(server), hold=1, services=[service], server=server)
+    assert 503 in outcome.statuses("check")
+
+
+async def test_a_crash_of_postgres_loses_nothing_that_was_acknowledged(
+    trial: Trial, server: Postgres, service: Service
+) -> None:
+    outcome = await trial("Postgres killed with -9", killed(server), hold=1, services=[service], server=server)
+    assert 503 in outcome.statuses("check")
+    assert "automatic recovery in progress" in server.log
+
+
+async def test_a_frozen_postgres_makes_nobody_wait_for_more_than_two_seconds(
+    trial: Trial, server: Postgres, service: Service, *, quick: bool
+) -> None:
+    seconds = 4 if quick else 30
+    outcome = await trial(
+        f"Postgres frozen (SIGSTOP) for {seconds} s",
+        frozen(server),
+        hold=seconds,
+        services=[service],
+        server=server,
+        bounds=Bounds(answer=2.0, recovery=5.0),
+    )
+    assert outcome.statuses("check")[503] > 20
