@@ -15,13 +15,19 @@ _OUTCOMES = pytest.StashKey[list[Outcome]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="hold each fault for a few seconds only")
+    parser.addoption("--quick", action="store_true", help="a part of the faults, each for a few seconds only")
 
 
-@pytest.fixture
-def quick(request: pytest.FixtureRequest) -> bool:
-    """Whether to be brief."""
-    return bool(request.config.getoption("--quick", default=False))
+def _quick(config: pytest.Config) -> bool:
+    return bool(config.getoption("--quick", default=False))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Those that are much like another are left out of the short form."""
+    if _quick(config):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip("not with --quick"))
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +92,7 @@ def service(server: Postgres, new_service: NewService) -> Service:
 def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """Puts a fault under load."""
     outcomes = request.config.stash.setdefault(_OUTCOMES, [])
-    return Trial(tmp_path_factory.getbasetemp(), outcomes)
+    return Trial(tmp_path_factory.getbasetemp(), _quick(request.config), outcomes)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

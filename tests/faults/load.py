@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 
@@ -85,6 +85,12 @@ class Load:
                 yield
             finally:
                 await self.stop()
+
+    async def everything_happened(self) -> None:
+        """Wait until each kind of request was done: a load in which nobody logs out says nothing of logouts."""
+        async with asyncio.timeout(PATIENCE):
+            while set(get_args(Kind)) - {r.kind for r in self.history if r.done}:
+                await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """Send no more; wait for the answers to what was sent."""

@@ -73,16 +73,18 @@ CANCEL_ALL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE applicat
     ("name", "fault"),
     [
         ("Logins hold every connection (pg_sleep in each)", asleep),
-        ("Logins hold every connection (a table they need is locked)", locked),
+        pytest.param(
+            "Logins hold every connection (a table they need is locked)", locked, marks=pytest.mark.thorough
+        ),
     ],
 )
 async def test_logins_that_hold_every_connection_do_not_starve_checks(
-    trial: Trial, server: Postgres, service: Service, name: str, fault: Fault, *, quick: bool
+    trial: Trial, server: Postgres, service: Service, name: str, fault: Fault
 ) -> None:
     outcome = await trial(
         name,
         fault(server),
-        hold=4 if quick else 15,
+        hold=15,
         services=[service],
         server=server,
         bounds=Bounds(answer=2.5, recovery=5.0),  # a login waits for a connection and for its statement, twice
@@ -94,12 +96,12 @@ async def test_logins_that_hold_every_connection_do_not_starve_checks(
 
 
 async def test_backends_that_are_ended_cost_no_request_its_answer(
-    trial: Trial, server: Postgres, service: Service, *, quick: bool
+    trial: Trial, server: Postgres, service: Service
 ) -> None:
     outcome = await trial(
         "Backends ended (pg_terminate_backend), 20 a second",
         again_and_again(server, END_ONE, 0.05),
-        hold=4 if quick else 15,
+        hold=15,
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=2.0),
@@ -108,12 +110,12 @@ async def test_backends_that_are_ended_cost_no_request_its_answer(
 
 
 async def test_statements_that_are_cancelled_cost_no_request_its_answer(
-    trial: Trial, server: Postgres, service: Service, *, quick: bool
+    trial: Trial, server: Postgres, service: Service
 ) -> None:
     outcome = await trial(
         "Statements cancelled, 100 a second",
         again_and_again(server, CANCEL_ALL, 0.01),
-        hold=4 if quick else 15,
+        hold=15,
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=2.0),

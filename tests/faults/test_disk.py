@@ -76,12 +76,12 @@ async def filled(server: Postgres, disk: Path) -> AsyncIterator[None]:
 
 
 async def test_a_full_disk_refuses_writes_and_leaves_no_login_without_its_event(
-    trial: Trial, cramped: Postgres, small_disk: Path, new_service: NewService, *, quick: bool
+    trial: Trial, cramped: Postgres, small_disk: Path, new_service: NewService
 ) -> None:
     outcome = await trial(
         "Disk full under Postgres",
         filled(cramped, small_disk),
-        hold=5 if quick else 15,
+        hold=15,
         services=[new_service(cramped)],
         server=cramped,
         bounds=Bounds(answer=2.0, recovery=10.0),

@@ -30,9 +30,9 @@ async def killed_and_started(service: Service, times: int) -> AsyncIterator[list
 
 
 async def test_gatepost_killed_in_mid_login_leaves_no_half_a_state_and_is_ready_in_three_seconds(
-    trial: Trial, server: Postgres, service: Service, *, quick: bool
+    trial: Trial, server: Postgres, service: Service
 ) -> None:
-    fault = killed_and_started(service, 2 if quick else 6)
+    fault = killed_and_started(service, 2 if trial.quick else 6)
     outcome = await trial(
         "Gatepost killed with -9 and started again",
         fault,

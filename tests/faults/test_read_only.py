@@ -52,13 +52,14 @@ async def failed_over(
     await asyncio.to_thread(standby.promote)
 
 
+@pytest.mark.thorough
 async def test_a_server_set_read_only_serves_checks_and_refuses_writes_with_503(
-    trial: Trial, server: Postgres, service: Service, *, quick: bool
+    trial: Trial, server: Postgres, service: Service
 ) -> None:
     outcome = await trial(
         "Postgres set read-only",
         set_read_only(server),
-        hold=3 if quick else 10,
+        hold=10,
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=5.0),
@@ -68,12 +69,12 @@ async def test_a_server_set_read_only_serves_checks_and_refuses_writes_with_503(
 
 
 async def test_a_demoted_server_serves_checks_and_refuses_writes_with_503(
-    trial: Trial, server: Postgres, service: Service, *, quick: bool
+    trial: Trial, server: Postgres, service: Service
 ) -> None:
     outcome = await trial(
         "Postgres demoted to a standby, and promoted again",
         demoted(server),
-        hold=3 if quick else 10,
+        hold=10,
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=5.0),
@@ -97,22 +98,23 @@ def pair(server: Postgres, faults_folder: Path) -> Iterator[tuple[Postgres, Post
         standby.end()
 
 
-@pytest.mark.parametrize(("name", "leave"), [("killed with -9", Postgres.kill), ("frozen", Postgres.freeze)])
+@pytest.mark.parametrize(
+    ("name", "leave"),
+    [("killed with -9", Postgres.kill), pytest.param("frozen", Postgres.freeze, marks=pytest.mark.thorough)],
+)
 async def test_a_standby_is_not_asked_until_it_is_the_primary(
     trial: Trial,
     pair: tuple[Postgres, Postgres],
     new_service: NewService,
     name: str,
     leave: Callable[[Postgres], None],
-    *,
-    quick: bool,
 ) -> None:
     primary, standby = pair
     nodes = [new_service(*pair), new_service(*pair)]
     outcome = await trial(
         f"Primary {name}, standby promoted; two nodes",
         failed_over(primary, standby, leave),
-        hold=3 if quick else 5,
+        hold=5,
         services=nodes,
         server=standby,
         bounds=Bounds(answer=2.0, recovery=10.0),
