@@ -34,10 +34,11 @@ _OPTIONS = " ".join(
         "idle_in_transaction_session_timeout": 10_000,
         # Cancelling a request does not cancel its query; the server notices that we hung up and stops by itself.
         "client_connection_check_interval": 1000,
-        # When the network swallows our goodbye too, the server would keep our connection for two hours.
+        # When the network swallows our goodbye too, the server would keep our connection for minutes or hours.
         "tcp_keepalives_idle": 10,
         "tcp_keepalives_interval": 2,
         "tcp_keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
         "TimeZone": "UTC",
         # Every name in our SQL is qualified; a role's own schema must not come before it.
         "search_path": "pg_catalog",
