@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gatepost.credentials import Credentials, Setting
 from gatepost.db import Dsn
 from tests.conftest import PASSWORD, Client, log_in, register, rows, status_of
 
@@ -175,6 +176,27 @@ async def test_of_two_password_changes_at_once_one_wins_and_its_token_is_the_onl
 
 
 # ------------------------------------------------------------------------------------------ leaving, export
+
+
+async def test_a_password_that_changes_under_every_attempt_is_503_and_nothing_is_decided(
+    client: Client, dsn: Dsn, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Credentials.check
+
+    async def meanwhile(self: Credentials, setting: Setting, password: str) -> Any:
+        changed = setting.phc.replace("t=1", "t=3") if "t=1" in setting.phc else setting.phc.replace("t=3", "t=1")
+        await asyncio.to_thread(rows, dsn, f"UPDATE gatepost.passwords SET setting = '{changed}'")
+        return await check(self, setting, password)
+
+    monkeypatch.setattr(Credentials, "check", meanwhile)
+    status, body = await change(client, token)
+    assert (status, body["code"]) == (503, "unavailable")
+    async with client.post("/user", json={"username": "ada", "password": PASSWORD}) as answer:
+        assert answer.status == 503
+    monkeypatch.undo()
+    assert await status_of(client, token) == 200
+    kinds = {kind for (kind,) in rows(dsn, "SELECT kind FROM gatepost.events")}
+    assert kinds == {"user_created", "authn_login_success"}
 
 
 async def test_deleting_my_account_takes_my_password_and_frees_my_name(client: Client, dsn: Dsn, token: str) -> None:

@@ -1,5 +1,6 @@
 """`/account`: having one, changing it, leaving."""
 
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -184,10 +185,10 @@ async def delete(request: web.Request, session: Session) -> web.Response:
 
 async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
     """Once more if the password was hashed anew between its reading and its checking."""
-    try:
-        return await attempt()
-    except SettingChanged:
-        return await attempt()
+    for _ in range(2):
+        with contextlib.suppress(SettingChanged):
+            return await attempt()
+    raise Unavailable("The password was being changed: try again.")
 
 
 async def _check(request: web.Request, session: Session, password: str) -> tuple[str, tuple[Setting, bytes]]:
