@@ -40,8 +40,8 @@ class World:
 
     async def connection(self) -> Connection:
         """A connection of an actor's own; its deadline is this test's."""
-        raw = await self.database._pool.acquire()
-        self.stack.callback(self.database._pool.give_back, raw)
+        raw = await self.database.pool.acquire()
+        self.stack.callback(self.database.pool.give_back, raw)
         return Connection(raw, self.database.engine)
 
     def token(self, name: str) -> str:

@@ -2,13 +2,11 @@
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gatepost.errors import Problem
-
-log = logging.getLogger("gatepost")
+from gatepost.logs import log
 
 
 @contextlib.asynccontextmanager
@@ -19,16 +17,17 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
     together do not all come at once.
     """
 
+    name = getattr(work, "__qualname__", "")
+
     async def again_and_again() -> None:
         while True:
             await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 (no secret)
             try:
                 await work()
             except Problem as problem:
-                log.warning("%s: %s", getattr(work, "__qualname__", "background work"), problem)
-            except Exception as error:  # noqa: BLE001 (or it would stop for good)
-                # Without the text: a driver's message may quote values.
-                log.error("%s: %s", getattr(work, "__qualname__", "background work"), type(error).__name__)  # noqa: TRY400
+                log.warning("background work failed", work=name, reason=str(problem))
+            except Exception:  # noqa: BLE001 (or it would stop for good)
+                log.exception("background work failed", work=name)
 
     task = asyncio.create_task(again_and_again())
     try:

@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gatepost import names, schema
+from gatepost import logs, names, schema
 from gatepost.admin import commands as admin
 from gatepost.config import Config, ConfigError
 from gatepost.console import CommandError, ConfigOption, print_table
@@ -13,8 +13,9 @@ from gatepost.credentials import MissingPepper
 from gatepost.db import reach
 from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
+from gatepost.listen import StartError
 from gatepost.ops import openapi
-from gatepost.server import ROUTES, StartError, WebServer
+from gatepost.server import ROUTES, WebServer
 from gatepost.transfer import commands as transfer
 
 app = typer.Typer(
@@ -57,7 +58,9 @@ def run(
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    WebServer(Config.load(config), migrate=migrate).run()
+    settings = Config.load(config)
+    with logs.to_stderr(settings.log):
+        WebServer(settings, migrate=migrate).run()
 
 
 @app.command()

@@ -72,6 +72,14 @@ class WebServerConfig(_Section):
     cors_origins: Annotated[tuple[Origin, ...], *_Text] = Field(
         (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
     )
+    operator_host: str = Field("127.0.0.1", min_length=1, description="Address for operators, with `operator_port`.")
+    operator_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port on which, and then on which alone, `/metrics`, `/health` and `/admin` are served. "
+        "Default: with everything else.",
+    )
     shutdown_timeout: float = Field(
         10.0, gt=0, le=300, description="Seconds that requests in flight have to finish after SIGTERM."
     )
@@ -208,6 +216,21 @@ class EventsConfig(_Section):
     )
 
 
+class LogConfig(_Section):
+    """What is told on stderr."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`json`: an object a line. `console`: for people. `auto`: for people in a terminal."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="What is told at least; a line a request is `info`, one that failed here `warning`."
+    )
+    checks: bool = Field(
+        False,
+        description="Whether session checks, `/ping`, `/health` and `/metrics` get a line too; failures always do.",
+    )
+
+
 def _sections_only(value: Any) -> Any:
     if not isinstance(value, (dict, BaseModel)):
         raise ValueError("must be an object")  # noqa: TRY004 (pydantic collects ValueErrors)
@@ -234,6 +257,7 @@ class Config(BaseSettings):
     passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
+    log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 
     @classmethod
     def settings_customise_sources(

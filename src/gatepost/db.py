@@ -104,7 +104,7 @@ class Database:
 
     def __init__(self, engine: aiopg.sa.Engine, pool: Pool) -> None:
         self.engine = engine
-        self._pool = pool
+        self.pool = pool
         self._writes: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -121,19 +121,19 @@ class Database:
         """Let writes that were begun end, then close all connections."""
         if self._writes:
             await asyncio.wait(self._writes, timeout=ANSWER_TIMEOUT)
-        self._pool.terminate()
+        self.pool.terminate()
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection for a few statements, each its own transaction, within one deadline."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                driver = await self._pool.acquire()
+                driver = await self.pool.acquire()
                 try:
                     # As engine.acquire() does, without its shielded close: a task and 20 us for each query.
                     yield Connection(driver, self.engine)
                 finally:
-                    self._pool.give_back(driver)
+                    self.pool.give_back(driver)
         except BaseException as error:
             _translate(error)
             raise
@@ -166,7 +166,7 @@ class Database:
         try:
             return await self._run(deadline, query, *args, **kwargs)
         except DatabaseUnavailable as error:
-            self._pool.drop_idle()
+            self.pool.drop_idle()
             lost = isinstance(error.__cause__, psycopg2.OperationalError | psycopg2.InterfaceError)
             if not lost or time.monotonic() - began > ACQUIRE_TIMEOUT:
                 raise
@@ -196,11 +196,11 @@ class Database:
         # `connection`, spelt out: as a generator it costs each query 10 us more.
         try:
             async with asyncio.timeout_at(deadline):
-                driver = await self._pool.acquire()
+                driver = await self.pool.acquire()
                 try:
                     return await query(Connection(driver, self.engine), *args, **kwargs)
                 finally:
-                    self._pool.give_back(driver)
+                    self.pool.give_back(driver)
         except BaseException as error:
             _translate(error)
             raise

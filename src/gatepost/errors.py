@@ -27,6 +27,8 @@ class Problem(Exception):
     status = 500
     code = "internal_error"
     headers: Mapping[str, str] = {}
+    event: str | None = None
+    """The kind of event that was recorded with it."""
 
     def __init__(self, detail: str | None = None, *, code: str | None = None) -> None:
         super().__init__(detail or type(self).__doc__ or "")
@@ -72,6 +74,7 @@ class InvalidCredentials(Unauthorized):
     """The username or the password is wrong."""
 
     code = "invalid_credentials"
+    event = "authn_login_fail"
 
 
 class Forbidden(Problem):

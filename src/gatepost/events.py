@@ -1,5 +1,7 @@
 """The record of what happened. Events are written by the statements that do what they record; here they end."""
 
+import contextlib
+
 from gatepost.db import Connection, Database, NotPermitted, Statement
 
 # Rows in one statement: a lock held for milliseconds.
@@ -20,14 +22,15 @@ async def _sweep_batch(connection: Connection, retention: int) -> int:
     return len(await _SWEEP.all(connection, retention=retention, lock=_LOCK, most=BATCH))
 
 
-async def sweep(database: Database, retention: int) -> None:
-    """Delete events older than ``retention`` seconds, in small batches, on one node at a time.
+async def sweep(database: Database, retention: int) -> int:
+    """Delete events older than ``retention`` seconds, in small batches, on one node at a time; how many there were.
 
     Does nothing where our role may not delete events: their end is then another's business. Raises
     DatabaseUnavailable.
     """
-    try:
-        while await database.write(_sweep_batch, retention) == BATCH:
-            pass
-    except NotPermitted:
-        return
+    swept, batch = 0, BATCH
+    with contextlib.suppress(NotPermitted):
+        while batch == BATCH:
+            batch = await database.write(_sweep_batch, retention)
+            swept += batch
+    return swept

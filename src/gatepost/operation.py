@@ -14,7 +14,8 @@ HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 @dataclass(frozen=True, slots=True)
 class Operation:
     """``answer``: the TypedDict of a good answer, None for an empty body. ``problems``: those this handler raises
-    by itself; what reading a body, a token or the database can raise is known without being said.
+    by itself; what reading a body, a token or the database can raise is known without being said. ``event``: the kind
+    of event that a good answer has recorded. ``check``: asked so often that a line for each would drown all others.
     """
 
     answer: type[Any] | None
@@ -24,9 +25,11 @@ class Operation:
     problems: tuple[type[Problem], ...] = ()
     any_content_type: bool = False
     media_type: str = "application/json"
+    event: str | None = None
+    check: bool = False
 
 
-def operation(
+def operation(  # noqa: PLR0913 (the fields of a note, by name)
     answer: type[Any] | None,
     *,
     status: int = 200,
@@ -35,11 +38,13 @@ def operation(
     problems: tuple[type[Problem], ...] = (),
     any_content_type: bool = False,
     media_type: str = "application/json",
+    event: str | None = None,
+    check: bool = False,
 ) -> Callable[[HandlerT], HandlerT]:
     """Note an `Operation` on a handler; its docstring is the summary."""
 
     def note(handler: HandlerT) -> HandlerT:
-        noted = Operation(answer, status, body, query, problems, any_content_type, media_type)
+        noted = Operation(answer, status, body, query, problems, any_content_type, media_type, event, check)
         handler.__operation__ = noted  # type: ignore[attr-defined]
         return handler
 

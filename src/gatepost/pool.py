@@ -185,6 +185,10 @@ class Pool:
         self._slots = asyncio.Semaphore(size)
         self._idle: list[DriverConnection] = []
         self._used: set[DriverConnection] = set()
+        self.waiting = 0
+        """Those who wait for a connection."""
+        self.timeouts = 0
+        """Those who have waited in vain."""
         self.closed = False
 
     @property
@@ -214,11 +218,15 @@ class Pool:
         return connection
 
     async def _wait_for_slot(self) -> None:
+        self.waiting += 1
         try:
             async with asyncio.timeout(ACQUIRE_TIMEOUT):
                 await self._slots.acquire()
         except TimeoutError:
+            self.timeouts += 1
             raise DatabaseUnavailable("all connections to the database are in use") from None
+        finally:
+            self.waiting -= 1
 
     def _take_idle(self) -> DriverConnection | None:
         stale = asyncio.get_running_loop().time() - MAX_IDLE

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
-import errno
 import gc
+import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
-from typing import Any, ClassVar, NoReturn
+from importlib.metadata import version
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from aiohttp import web
 
@@ -23,8 +24,13 @@ from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
+from gatepost.listen import bind, in_url
+from gatepost.logs import log
+from gatepost.metrics import Metrics
+from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
-from gatepost.ops import openapi
+from gatepost.ops import instruments, openapi
+from gatepost.ops.instruments import Census
 from gatepost.recovery import handlers as recovery
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions import own as own_sessions
@@ -37,24 +43,30 @@ from gatepost.web import (
     CREDENTIALS,
     DATABASE,
     MAX_BODY,
+    METRICS,
     QuietLogger,
     cors,
-    log,
     mount,
     problems,
     set_common_headers,
 )
 
-ROUTES = [
+PUBLIC_ROUTES = [
     *sessions.routes,
     *own_sessions.routes,
     *accounts.routes,
     *recovery.routes,
     *forward_auth.routes,
     *ops.routes,
-    *admin.routes,
-    *record.routes,
 ]
+OPERATOR_ROUTES = [*ops.operator_routes, *admin.routes, *record.routes]
+"""What `webserver.operator_port` moves to an address of its own."""
+ROUTES = PUBLIC_ROUTES + OPERATOR_ROUTES
+
+# Seconds after which a process that shares its metrics writes down those that it is asked for.
+LOOK = 5.0
+
+T = TypeVar("T")
 
 
 @cache
@@ -63,14 +75,11 @@ def api_document() -> str:
     return openapi.render(ROUTES)
 
 
-class StartError(Exception):
-    """The server cannot start; the message is one line that says why and what to do."""
-
-
 class WebServer:
     """Gatepost over HTTP: ``app`` serves, ``initializer`` connects it to its database.
 
-    Nothing here is global, so several can run in one process. ``migrate``: bring the schema up to date first (an
+    Nothing here is global, so several can run in one process. ``operators`` is the app on the operators' own address,
+    where there is one; it comes and goes with ``app``. ``migrate``: bring the schema up to date first (an
     embedded database always is).
     """
 
@@ -78,27 +87,44 @@ class WebServer:
     runner_options: ClassVar[dict[str, Any]] = {
         "access_log": None,
         "auto_decompress": False,
-        "logger": QuietLogger(log, {}),
+        "logger": QuietLogger(logging.getLogger("gatepost"), {}),
     }
 
     def __init__(self, config: Config, *, migrate: bool = False) -> None:
         self.config = config
-        self.app = web.Application(middlewares=[problems], client_max_size=MAX_BODY)
-        self.app[CONFIG] = config
+        self.metrics = Metrics()
+        observer = Observer(self.metrics, checks=config.log.checks)
+        apart = config.webserver.operator_port is not None
+        self.app = self._application(PUBLIC_ROUTES if apart else ROUTES, observer)
+        self.operators = self._application(OPERATOR_ROUTES, observer) if apart else None
+        self._share(CONFIG, config)
+        self._share(METRICS, self.metrics)
         self.app[ops.DOCUMENT] = api_document()
-        mount(self.app, ROUTES)
-        self.app.on_response_prepare.append(set_common_headers)
-        if config.webserver.cors_origins:
-            self.app.on_response_prepare.append(cors(config.webserver.cors_origins))
+        self.app[ops.FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
+        self.operators_port = config.webserver.operator_port
         self.dsn: Dsn | None = None
         self._migrate = migrate or config.db.embedded
         self._resources = contextlib.AsyncExitStack()
 
+    def _application(self, routes: list[web.RouteDef], observer: Observer) -> web.Application:
+        app = web.Application(middlewares=[problems(observer)], client_max_size=MAX_BODY)
+        mount(app, routes)
+        app.on_response_prepare.append(set_common_headers)
+        if self.config.webserver.cors_origins:
+            app.on_response_prepare.append(cors(self.config.webserver.cors_origins))
+        return app
+
+    def _share(self, key: web.AppKey[T], value: T) -> None:
+        for app in (self.app, self.operators):
+            if app is not None:
+                app[key] = value
+
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
 
-        Raises schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper or errors.DatabaseUnavailable.
+        Raises schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper, errors.DatabaseUnavailable, and
+        StartError when the operators' address cannot be had.
         """
         try:
             await self._open()
@@ -108,6 +134,11 @@ class WebServer:
         return self.app
 
     async def _open(self) -> None:
+        webserver = self.config.webserver
+        operators: socket.socket | None = None
+        if webserver.operator_port is not None:
+            operators = bind(webserver.operator_host, webserver.operator_port, "operator_port")
+            self._resources.enter_context(operators)
         dsn = self.dsn = await self._start_postgres()
         if self._migrate:
             await asyncio.to_thread(schema.bring_up_to_date, dsn)
@@ -117,21 +148,48 @@ class WebServer:
         lookups = await self._open_database(dsn, LOOKUP_CONNECTIONS)
         credentials = await Credentials.open(self.config.passwords, database)
         self._resources.callback(credentials.close)
-        self.app[DATABASE] = database
-        self.app[CREDENTIALS] = credentials
-        self.app[LOOKUP] = Lookup(lookups, self.config.sessions.idle_timeout)
+        lookup = Lookup(lookups, self.config.sessions.idle_timeout)
+        self._share(DATABASE, database)
+        self._share(CREDENTIALS, credentials)
+        self._share(LOOKUP, lookup)
+        self._share(ops.CENSUS, Census(self.metrics, database))
+        instruments.follow(self.metrics, credentials, lookup, {"requests": database, "checks": lookups})
         await self._start_upkeep(database)
+        if operators is not None:
+            await self._serve_operators(operators)
         # What is here now stays: without it, a full collection in the midst of serving takes 30 to 60 ms.
         gc.collect()
         gc.freeze()
+        log.info("serving", version=version("gatepost"))
+
+    async def _serve_operators(self, sock: socket.socket) -> None:
+        assert self.operators is not None
+        self.operators[ops.FOR_OPERATORS] = True
+        runner = web.AppRunner(
+            self.operators, shutdown_timeout=self.config.webserver.shutdown_timeout, **self.runner_options
+        )
+        await runner.setup()
+        self._resources.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, sock).start()
+        self.operators_port = sock.getsockname()[1]
 
     async def _start_upkeep(self, database: Database) -> None:
-        last_seen = self.app[LAST_SEEN] = LastSeen(database)
+        last_seen = LastSeen(database)
+        self._share(LAST_SEEN, last_seen)
         self._resources.push_async_callback(_at_last, last_seen.write)
         await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
-        await self._resources.enter_async_context(every(upkeep.INTERVAL, partial(upkeep.sweep, database)))
-        end_events = partial(events.sweep, database, self.config.events.retention)
-        await self._resources.enter_async_context(every(upkeep.INTERVAL, end_events))
+        sweeps = {
+            "sessions": partial(upkeep.sweep, database),
+            "events": partial(events.sweep, database, self.config.events.retention),
+        }
+        for table, sweep in sweeps.items():
+            work = self.metrics.sweeping(table, sweep)
+            await self._resources.enter_async_context(every(upkeep.INTERVAL, work))
+        if self.metrics.shared:  # whichever process is scraped shows what the others have written down
+            await self._resources.enter_async_context(every(LOOK, self._look))
+
+    async def _look(self) -> None:
+        self.metrics.look()
 
     async def _start_postgres(self) -> Dsn:
         db = self.config.db
@@ -151,6 +209,7 @@ class WebServer:
 
     async def _close(self, _app: web.Application) -> None:
         await self._resources.aclose()
+        log.info("stopped")
 
     def run(self, announce: Callable[[str], None] = print) -> None:
         """Serve until SIGINT or SIGTERM. ``announce`` is given a few lines about it once requests are accepted.
@@ -160,7 +219,7 @@ class WebServer:
         # aiohttp listens to SIGTERM only once `initializer` is done; as a container's first process we would be
         # deaf until then.
         signal.signal(signal.SIGTERM, _stop)
-        with self._bind() as sock:
+        with bind(self.config.webserver.host, self.config.webserver.port, "port") as sock:
             web.run_app(
                 self.initializer(),
                 sock=sock,
@@ -169,33 +228,21 @@ class WebServer:
                 **self.runner_options,
             )
 
-    def _bind(self) -> socket.socket:
-        """Take the address before anything is started; nobody can connect until `run_app` listens."""
-        host, port = self.config.webserver.host, self.config.webserver.port
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            sock = socket.socket(family, kind, protocol)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise StartError(f"{host}:{port} is in use: set webserver.port to a free one") from None
-            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-        return sock
-
     def welcome(self, port: int) -> str:
         """Where it listens, where the data lies, and how to try it; once `initializer` is done."""
         assert self.dsn is not None
         webserver, db = self.config.webserver, self.config.db
-        host = "127.0.0.1" if webserver.host in {"0.0.0.0", "::"} else webserver.host  # noqa: S104 (compared only)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        url = f"http://{in_url(webserver.host)}:{port}"
         data = (
             f"embedded Postgres in {db.data_dir.resolve()}"
             if db.embedded
             else f"{self.dsn.database} on {','.join(self.dsn.hosts)}:{self.dsn.port}"
         )
         credentials = """'{"username": "ada", "password": "correct horse battery"}'"""
-        lines = [f"Gatepost listens on {url}", f"Data: {data}", ""]
+        lines = [f"Gatepost listens on {url}", f"Data: {data}"]
+        if self.operators is not None:
+            lines += [f"Metrics, health, admin: http://{in_url(webserver.operator_host)}:{self.operators_port}"]
+        lines += [""]
         if self.config.accounts.registration == "open":
             lines += [
                 f"Register:  curl -H 'Content-Type: application/json' -d {credentials} {url}/account",
@@ -228,7 +275,7 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
         try:
             await asyncio.to_thread(postgres.start)
         except EmbeddedError as error:
-            log.error("%s", error)
+            log.error("the embedded Postgres does not start", reason=str(error))
             await asyncio.sleep(1)
 
 

@@ -3,14 +3,14 @@
 import json
 import logging
 import re
-import traceback
-import uuid
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpProcessingError
+from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
 from gatepost import strictjson
@@ -27,15 +27,16 @@ from gatepost.errors import (
     Problem,
     UnsupportedMediaType,
 )
+from gatepost.metrics import Metrics
+from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
 CREDENTIALS = web.AppKey("credentials", Credentials)
+METRICS = web.AppKey("metrics", Metrics)
 
 MAX_BODY = 8192
 MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size
-
-log = logging.getLogger("gatepost")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -73,31 +74,41 @@ def _render(problem: Problem) -> web.Response:
 # ------------------------------------------------------------------------------------------- middleware
 
 
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Where every error ends: one shape, one place."""
-    try:
-        if strictjson.BAD_CHARACTER.search(request.path):
-            raise NotFound  # nothing has such a name, and Postgres must not be asked
-        return await handler(request)
-    except Problem as problem:
-        if problem.status >= 500:
-            log.warning("%s %s: %s: %s", request.method, _path(request), problem.code, problem.detail)
-        return _render(problem)
-    except web.HTTPException as error:  # aiohttp's own: for a target that is no path, say
+def problems(observer: Observer) -> Middleware:
+    """Where every error ends, in one shape and one place; and where every request is seen by ``observer``."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.perf_counter()
+        try:
+            if strictjson.BAD_CHARACTER.search(request.path):
+                raise NotFound  # nothing has such a name, and Postgres must not be asked
+            response = await handler(request)
+        except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
+            return refuse(request, error, began)
+        observer.saw(request, response, time.perf_counter() - began)
+        return response
+
+    # By itself: a frame of the traceback that named the error would be garbage that only a collection finds.
+    def refuse(request: web.Request, error: Exception, began: float) -> web.Response:
+        problem = _problem(error)
+        response = _render(problem)
+        observer.saw(request, response, time.perf_counter() - began, problem)
+        return response
+
+    return middleware
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, web.HTTPException):  # aiohttp's own: for a target that is no path, say
         found = NotFound() if error.status == 404 else BadRequest(error.reason)
         found.status = error.status
-        return _render(found)
-    except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
-        # Without the exception's own text: a driver's message may quote what was sent.
-        where = "".join(traceback.format_tb(error.__traceback__)[-4:])
-        log.error("%s %s: %s\n%s", request.method, _path(request), type(error).__name__, where)  # noqa: TRY400
-        return _render(Problem("Something went wrong on our side."))
-
-
-def _path(request: web.Request) -> str:
-    # As it came, percent signs and all: decoded, it could hold a line's end and forge lines of the log.
-    return request.rel_url.raw_path
+        return found
+    fault = Problem("Something went wrong on our side.")
+    fault.__cause__ = error
+    return fault
 
 
 class QuietLogger(logging.LoggerAdapter[logging.Logger]):
@@ -131,7 +142,7 @@ def mount(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
     for path, of_path in methods.items():
         allowed = ", ".join(sorted({*of_path, hdrs.METH_OPTIONS}))
         app.router.add_route("*", path, _other_methods(allowed), expect_handler=_expect)
-    app.router.add_route("*", "/{path:.*}", _no_route, expect_handler=_expect)
+    app.router.add_resource("/{path:.*}", name=UNMATCHED).add_route("*", _no_route, expect_handler=_expect)
 
 
 def _other_methods(allowed: str) -> Handler:
@@ -147,14 +158,10 @@ async def _no_route(_request: web.Request) -> web.StreamResponse:
     raise NotFound
 
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-
-
 async def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """On every answer (a signal, so that it reaches the ones aiohttp makes too)."""
-    given = request.headers.get("X-Request-ID", "")
+    name_request(request, response)
     headers = response.headers
-    headers["X-Request-ID"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
     headers["Cache-Control"] = "no-store"
     headers["Server"] = "gatepost"
     headers["X-Content-Type-Options"] = "nosniff"
@@ -174,10 +181,10 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
             return
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
-        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = "Retry-After, X-Request-ID"
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = f"Retry-After, {REQUEST_ID}"
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = response.headers.get(hdrs.ALLOW, "")
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = "Authorization, Content-Type, X-Request-ID"
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = f"Authorization, Content-Type, {REQUEST_ID}"
             response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
 
     return add_headers

@@ -48,7 +48,11 @@ class Registered(TypedDict):
 
 
 @operation(
-    Registered, status=201, body=Registration, problems=(RegistrationClosed, UsernameTaken, Overloaded, Unavailable)
+    Registered,
+    status=201,
+    body=Registration,
+    problems=(RegistrationClosed, UsernameTaken, Overloaded, Unavailable),
+    event="user_created",
 )
 async def register(request: web.Request) -> web.Response:
     """Create an account."""
@@ -132,7 +136,12 @@ class Renewed(TypedDict):
     expires_at: str
 
 
-@operation(Renewed, body=PasswordChange, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin))
+@operation(
+    Renewed,
+    body=PasswordChange,
+    problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin),
+    event="authn_password_change",
+)
 @guarded
 async def change_password(request: web.Request, session: Session) -> web.Response:
     """Change my password; every other session of mine ends."""
@@ -167,7 +176,12 @@ class Goodbye(BaseModel):
     password: str = Field(repr=False)
 
 
-@operation(Done, body=Goodbye, problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, LastAdmin))
+@operation(
+    Done,
+    body=Goodbye,
+    problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, LastAdmin),
+    event="user_deleted",
+)
 @guarded
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""

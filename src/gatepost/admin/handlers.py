@@ -80,7 +80,7 @@ class UserAdded(TypedDict):
     reset: ResetDocument
 
 
-@operation(UserAdded, status=201, body=NewUser, problems=(UsernameTaken, ForeignOrigin))
+@operation(UserAdded, status=201, body=NewUser, problems=(UsernameTaken, ForeignOrigin), event="user_created")
 @guarded_for("admin")
 async def add_user(request: web.Request, session: Session) -> web.Response:
     """Add a user."""
@@ -140,7 +140,7 @@ async def change_user(request: web.Request, session: Session) -> web.Response:
     return json_response(UserAnswer(user=user.record()))
 
 
-@operation(Done, problems=(NotFound, LastAdmin, ForeignOrigin))
+@operation(Done, problems=(NotFound, LastAdmin, ForeignOrigin), event="user_deleted")
 @guarded_for("admin")
 async def delete_user(request: web.Request, session: Session) -> web.Response:
     """Delete a user; the name becomes free."""
@@ -156,7 +156,7 @@ class ResetAnswer(TypedDict):
     reset: ResetDocument
 
 
-@operation(ResetAnswer, problems=(NotFound, ForeignOrigin))
+@operation(ResetAnswer, problems=(NotFound, ForeignOrigin), event="authn_password_reset_started")
 @guarded_for("admin")
 async def start_reset(request: web.Request, session: Session) -> web.Response:
     """Start a password reset, in place of an earlier one; the password and the sessions stay until it is used."""
@@ -192,7 +192,7 @@ async def end_sessions(request: web.Request, session: Session) -> web.Response:
     return json_response(Done(status="success"))
 
 
-@operation(Done, problems=(NotFound, ForeignOrigin))
+@operation(Done, problems=(NotFound, ForeignOrigin), event="session_revoked")
 @guarded_for("admin")
 async def end_session(request: web.Request, session: Session) -> web.Response:
     """End one session of a user."""

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import hmac
-import logging
 import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -15,11 +14,10 @@ from gatepost.credentials.password import NORM, RAW, Setting, Stored, prepare, s
 from gatepost.credentials.population import Population, stored_schemes
 from gatepost.db import Connection, Database, Statement
 from gatepost.errors import Problem, Unavailable
+from gatepost.logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-log = logging.getLogger("gatepost")
 
 
 class MissingPepper(Exception):
@@ -73,8 +71,8 @@ class Credentials:
         }
         self._pepper = config.current_pepper
         self._max_length = config.max_length
-        self._hasher = Hasher(config.threads, config.queue)
-        self.threads = self._hasher.threads
+        self.hasher = Hasher(config.threads, config.queue)
+        self.threads = self.hasher.threads
         self._population = Population(deployment_key, self._costs)
         self._database: Database | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -99,12 +97,12 @@ class Credentials:
         """Stop the threads; what waits for one is dropped."""
         if self._looking is not None:
             self._looking.cancel()
-        self._hasher.close()
+        self.hasher.close()
 
     async def _look(self, database: Database) -> None:
         """See which kinds are stored."""
         self._population.looked()
-        await self._population.learn(await database.read(stored_schemes), self._hasher)
+        await self._population.learn(await database.read(stored_schemes), self.hasher)
 
     async def _look_again(self, database: Database) -> None:
         with contextlib.suppress(Problem):  # busy, or no database: there will be another login
@@ -162,7 +160,7 @@ class Credentials:
             kind = parse(setting.phc)
         except InvalidSetting as error:
             # It came past the import and past the table's CHECK. Never computed; to the outside, a wrong password.
-            log.warning("a stored password has a setting that is refused: %s", error)
+            log.warning("a stored password has a setting that is refused", reason=str(error))
             setting, secret = self.dummy(setting.phc), None
             kind = parse(setting.phc)
         derived = await self._derive(setting, kind, secret or b"-")
@@ -174,5 +172,5 @@ class Credentials:
         if setting.pepper is not None and (key := self._peppers.get(setting.pepper)) is None:
             # Another node has the new pepper already, or this one lost the old: we cannot know, so no 401.
             raise Unavailable("the pepper of this password is not configured on this node")
-        derived = await self._hasher.derive(kind, secret)
+        derived = await self.hasher.derive(kind, secret)
         return derived._replace(digest=hmac.digest(key, derived.digest, "sha256")) if key else derived

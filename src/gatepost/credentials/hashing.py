@@ -44,6 +44,11 @@ class Hasher:
 
     def __init__(self, threads: int | None, queue: int) -> None:
         self.threads = min(threads or cores(), cores())
+        self.hashes = 0
+        self.seconds = self.seconds_waited = 0.0
+        """What those hashes took, and how long they waited for a thread."""
+        self._under_way = 0
+        self._lock = threading.Lock()
         self._admission = threading.BoundedSemaphore(self.threads + queue)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="hashing", initializer=_nice)
 
@@ -55,7 +60,31 @@ class Hasher:
         """Compute one. Raises Overloaded when more wait than may."""
         if not self._admission.acquire(blocking=False):
             raise Overloaded
-        # Released when the work is over, which is not when a cancelled caller stops waiting for it.
+        self._count(1)
+        asked = time.monotonic()
         work = self._pool.submit(derive, kind, secret)
-        work.add_done_callback(lambda _: self._admission.release())
-        return await asyncio.wrap_future(work)
+        work.add_done_callback(self._release)
+        derived = await asyncio.wrap_future(work)
+        self.hashes += 1
+        self.seconds += derived.seconds
+        self.seconds_waited += derived.began - asked
+        return derived
+
+    def _release(self, _work: object) -> None:
+        # When the work is over, which is not when a cancelled caller stops waiting for it.
+        self._admission.release()
+        self._count(-1)
+
+    def _count(self, more: int) -> None:
+        with self._lock:  # for the threads end their work where they are
+            self._under_way += more
+
+    @property
+    def running(self) -> int:
+        """Hashes being computed."""
+        return min(self._under_way, self.threads)
+
+    @property
+    def waiting(self) -> int:
+        """Hashes that wait for a thread."""
+        return self._under_way - self.running

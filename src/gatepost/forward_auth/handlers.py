@@ -29,7 +29,7 @@ class Demand(BaseModel):
     )
 
 
-@operation(None, query=Demand, problems=(Unauthorized, Forbidden, ForeignOrigin))
+@operation(None, query=Demand, problems=(Unauthorized, Forbidden, ForeignOrigin), check=True)
 async def forward(request: web.Request) -> web.Response:
     """Say whose session a proxied request carries, in headers for the service behind the proxy.
 

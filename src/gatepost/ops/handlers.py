@@ -1,21 +1,26 @@
-"""`/ping` and `/health`: is it there, is it well; `/openapi.json` and `/docs`: how to talk to it."""
+"""`/ping`, `/health` and `/metrics`: is it there, is it well; `/openapi.json` and `/docs`: how to talk to it."""
 
 import base64
 import hashlib
+import ipaddress
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from typing_extensions import TypedDict
 
-from gatepost.errors import DatabaseUnavailable
+from gatepost.errors import DatabaseUnavailable, NotFound
 from gatepost.operation import operation
 from gatepost.ops import queries
-from gatepost.web import DATABASE, json_response
+from gatepost.ops.instruments import Census
+from gatepost.web import DATABASE, METRICS, json_response
 
 DOCUMENT = web.AppKey("document", str)
 """What `/openapi.json` answers."""
+FOR_OPERATORS = web.AppKey("for_operators", bool)
+"""Whether the address is for operators alone."""
+CENSUS = web.AppKey("census", Census)
 
 
 class Pong(TypedDict):
@@ -31,23 +36,50 @@ class Health(TypedDict):
     status: Literal["live", "ready"]
 
 
-@operation(Pong)
+@operation(Pong, check=True)
 async def ping(_request: web.Request) -> web.Response:
     """Answer, asking nobody."""
     return json_response(Pong(text="pong", status="success"))
 
 
-@operation(Health)
+@operation(Health, check=True)
 async def live(_request: web.Request) -> web.Response:
     """The process runs: restart it when this does not answer."""
     return json_response(Health(status="live"))
 
 
-@operation(Health, problems=(DatabaseUnavailable,))
+@operation(Health, problems=(DatabaseUnavailable,), check=True)
 async def ready(request: web.Request) -> web.Response:
     """The database answers: send traffic only while this is 200 (else 503, within the database's deadline)."""
     await request.app[DATABASE].read(queries.ask)
     return json_response(Health(status="ready"))
+
+
+@operation(str, problems=(NotFound,), media_type="text/plain", check=True)
+async def metrics(request: web.Request) -> web.Response:
+    """What is counted, as Prometheus reads it.
+
+    Where operators have no address of their own, it is not found by those who ask from another machine or through a
+    proxy.
+    """
+    if not request.app[FOR_OPERATORS] and not _is_from_here(request):
+        raise NotFound
+    await request.app[CENSUS].take()
+    return web.Response(
+        body=request.app[METRICS].render(), headers={hdrs.CONTENT_TYPE: request.app[METRICS].content_type}
+    )
+
+
+def _is_from_here(request: web.Request) -> bool:
+    """Whether the client is a program on this machine, and no proxy that says it asks for somebody else."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    if not isinstance(peer, tuple) or not _FORWARDED.isdisjoint(name.lower() for name in request.headers):
+        return False
+    address = ipaddress.ip_address(peer[0].partition("%")[0])
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+_FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
 
 
 @operation(dict[str, Any])
@@ -84,8 +116,11 @@ def _source(text: str) -> str:
 
 routes = [
     web.get("/ping", ping),
-    web.get("/health/live", live),
-    web.get("/health/ready", ready),
     web.get("/openapi.json", describe),
     web.get("/docs", docs),
+]
+operator_routes = [
+    web.get("/health/live", live),
+    web.get("/health/ready", ready),
+    web.get("/metrics", metrics),
 ]

@@ -28,7 +28,7 @@ class Redemption(BaseModel):
     new: str = Field(repr=False)
 
 
-@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded, Unavailable))
+@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded, Unavailable), event="authn_password_change")
 async def redeem(request: web.Request) -> web.Response:
     """Choose a new password with a code; every session ends."""
     asked = await read_body(request, Redemption)

@@ -57,6 +57,7 @@ class WhoAmIAnswer(TypedDict):
     body=Login,
     problems=(InvalidCredentials, Overloaded, Unavailable, ForeignOrigin),
     any_content_type=True,
+    event="authn_login_success",
 )
 async def log_in(request: web.Request) -> web.Response:
     """Open a session."""
@@ -108,14 +109,14 @@ async def _attempt(request: web.Request, login: Login, name: str | None) -> tupl
     return token, opened
 
 
-@operation(WhoAmIAnswer)
+@operation(WhoAmIAnswer, check=True)
 @guarded
 async def who_am_i(_request: web.Request, session: Session) -> web.Response:
     """Whose session this is, and until when."""
     return web.Response(body=session.document.encode(), content_type="application/json")
 
 
-@operation(Done, problems=(Unauthorized, ForeignOrigin))
+@operation(Done, problems=(Unauthorized, ForeignOrigin), event="authn_logout")
 async def log_out(request: web.Request) -> web.Response:
     """End the session, everywhere and at once."""
     token_hash = hash_token(session_token(request))

@@ -38,6 +38,8 @@ class Lookup:
         self._idle_timeout = idle_timeout
         self._waiting: _Waiting = defaultdict(list)
         self._workers: set[asyncio.Task[None]] = set()
+        self.queries = self.tokens = 0
+        """How many there were, and how many tokens they asked for together."""
         self._under_way = 0
         self._waiting_since = 0.0
 
@@ -76,6 +78,8 @@ class Lookup:
         batch = self._next_batch()
         if not batch:  # another worker was quicker
             return
+        self.queries += 1
+        self.tokens += len(batch)
         try:
             found = await self._database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)

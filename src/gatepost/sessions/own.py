@@ -37,7 +37,7 @@ async def list_mine(request: web.Request, session: Session) -> web.Response:
     return json_response(OwnSessions(sessions=own))
 
 
-@operation(Done, problems=(NotFound, ForeignOrigin))
+@operation(Done, problems=(NotFound, ForeignOrigin), event="session_revoked")
 @guarded
 async def end_one(request: web.Request, session: Session) -> web.Response:
     """End one of my sessions."""

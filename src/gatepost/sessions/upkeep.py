@@ -32,7 +32,10 @@ class LastSeen:
                 raise
 
 
-async def sweep(database: Database) -> None:
-    """Delete expired sessions in small batches, until there are few. Raises DatabaseUnavailable."""
-    while await database.write(queries.sweep_sessions, _SWEEP_LOCK, BATCH) == BATCH:
-        pass
+async def sweep(database: Database) -> int:
+    """Delete expired sessions in small batches until few are left; how many. Raises DatabaseUnavailable."""
+    swept, batch = 0, BATCH
+    while batch == BATCH:
+        batch = await database.write(queries.sweep_sessions, _SWEEP_LOCK, BATCH)
+        swept += batch
+    return swept

@@ -1,0 +1,172 @@
+"""What is counted, for Prometheus. docs/monitoring.md says what each means.
+
+No label's value comes from a client: routes are templates, methods those that we know. Whoever counts in plain
+numbers of its own (a pool, the hasher) is asked for them at a scrape, and knows nothing of this module.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+# Not prometheus_client here: what it is depends on the environment when it is imported (see `share`).
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Gauge
+
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+# Seconds. A check takes 1 to 5 ms, a login 30 to 100; 50 ms is what a check may take under a flood of logins, 0.5 s
+# the wait for a connection, 2 s that for the database.
+BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+Outcome = Literal["won", "lost", "throttled", "unavailable", "malformed"]
+OUTCOMES: dict[int, Outcome] = {200: "won", 401: "lost", 429: "throttled", 503: "unavailable"}
+"""How a login ended, by its answer's status; with any other it was ``malformed``. Never by the reason: what tells an
+unknown name from a wrong password would tell it to all who can read a metric."""
+
+
+class Metrics:
+    """The metrics of one server, in a registry of its own.
+
+    With ``PROMETHEUS_MULTIPROC_DIR`` in the environment (`share`), those of all processes that have it together.
+    """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self) -> None:
+        import prometheus_client as prometheus  # noqa: PLC0415
+
+        # Half of all lines, which nothing here needs.
+        prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._library = prometheus
+        self.shared = _FOLDER in os.environ
+        self._registry = prometheus.CollectorRegistry()
+        self._followed: list[Callable[[], None]] = []
+        self._by_name: dict[str, Counter | Gauge] = {}
+        self.requests = prometheus.Histogram(
+            "gatepost_request_duration_seconds",
+            "Requests, by how long they took until the answer was ready.",
+            ["route", "method", "status"],
+            buckets=BUCKETS,
+            registry=self._registry,
+        )
+        self._logins = self._counter("gatepost_logins", "Logins, by how they ended.", ["outcome"])
+        self.logins = {outcome: self._logins.labels(outcome) for outcome in (*OUTCOMES.values(), "malformed")}
+        self.throttled = self._counter(
+            "gatepost_throttled", "Requests refused by a throttle, by what was throttled.", ["what"]
+        )
+        self._swept = self._counter("gatepost_swept_rows", "Rows that a sweep has removed.", ["table"])
+        self._swept_at = self.gauge(
+            "gatepost_sweep_last_success_timestamp_seconds",
+            "When a sweep last came to its end; 0 before the first.",
+            ["table"],
+            across="max",
+        )
+        self.gauge("gatepost_build_info", "Always 1; the version is a label.", ["version"], across="max").labels(
+            version("gatepost")
+        ).set(1)
+        if not self.shared:  # they know of one process only
+            for collector in (
+                prometheus.ProcessCollector,
+                prometheus.PlatformCollector,
+                prometheus.GCCollector,
+            ):
+                collector(registry=self._registry)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> "Counter":
+        return self._library.Counter(name, text, labels, registry=self._registry)
+
+    def gauge(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        *,
+        across: Literal["sum", "max", "mostrecent"] = "sum",
+    ) -> "Gauge":
+        """A gauge to set. ``across``: what becomes of the values of several processes."""
+        modes: dict[str, Literal["livesum", "livemax", "livemostrecent"]] = {
+            "sum": "livesum",
+            "max": "livemax",
+            "mostrecent": "livemostrecent",
+        }
+        return self._library.Gauge(name, text, labels, registry=self._registry, multiprocess_mode=modes[across])
+
+    def follow(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+        """Show a number that somebody else keeps: a counter when the name ends in ``_total``, else a gauge.
+
+        Of one name there may be several, told apart by ``labels``.
+        """
+        make = self._counter if name.endswith("_total") else self.gauge
+        metric = self._by_name.get(name) or make(name, text, list(labels))
+        self._by_name[name] = metric
+        child = metric.labels(**labels) if labels else metric
+        if isinstance(child, self._library.Gauge):
+            self._followed.append(lambda: child.set(read()))
+            return
+        counted = 0.0
+
+        def count() -> None:
+            nonlocal counted
+            now = read()
+            child.inc(now - counted)
+            counted = now
+
+        self._followed.append(count)
+
+    def look(self) -> None:
+        """Ask those that are followed."""
+        for ask in self._followed:
+            ask()
+
+    def sweeping(self, table: str, sweep: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[None]]:
+        """The same sweep, counted. ``sweep`` returns how many rows it has removed."""
+        rows, at = self._swept.labels(table), self._swept_at.labels(table)
+
+        async def sweep_and_count() -> None:
+            rows.inc(await sweep())
+            at.set_to_current_time()
+
+        sweep_and_count.__qualname__ = f"sweep of {table}"
+        return sweep_and_count
+
+    def render(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        self.look()
+        registry = self._registry
+        if self.shared:
+            from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415
+
+            registry = self._library.CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return self._library.generate_latest(registry)
+
+
+# -------------------------------------------------------------------------------------- several processes
+
+
+def share() -> Path:
+    """Make a folder in which the processes forked from now on keep their metrics together, and return it.
+
+    Before the first `Metrics`, since prometheus_client looks once. It is for the caller to remove (`forget`).
+    """
+    memory = Path("/dev/shm")  # noqa: S108 (mkdtemp below makes a folder that is ours alone)
+    folder = tempfile.mkdtemp(prefix="gatepost-metrics-", dir=memory if os.access(memory, os.W_OK) else None)
+    os.environ[_FOLDER] = folder
+    return Path(folder)
+
+
+def worker_ended(pid: int) -> None:
+    """A process that shares its metrics has ended: its gauges no longer count; what it has counted stays."""
+    from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def forget(folder: Path) -> None:
+    """Remove what `share` has made."""
+    os.environ.pop(_FOLDER, None)
+    shutil.rmtree(folder, ignore_errors=True)

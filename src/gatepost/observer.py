@@ -1,0 +1,106 @@
+"""What is seen of each request: a line in the log and a mark in the metrics."""
+
+import re
+import uuid
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiohttp import web
+
+from gatepost.errors import Problem, Unavailable
+from gatepost.logs import log
+from gatepost.metrics import OUTCOMES, Metrics
+from gatepost.operation import Operation
+
+if TYPE_CHECKING:
+    from prometheus_client import Counter, Histogram
+
+UNMATCHED = "unmatched"
+"""The route, and so the one label, of all paths that are none; also the name of the resource that takes them."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REQUEST_ID = "X-Request-ID"
+_SOUND = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+def name_request(request: web.Request, response: web.StreamResponse) -> str:
+    """Give the answer its request's name in ``X-Request-ID``, once; return it.
+
+    It is what the client calls it, where that can be printed: nothing is decided by it, and it ties our line to one
+    of the service that asked.
+    """
+    if REQUEST_ID in response.headers:
+        return response.headers[REQUEST_ID]
+    given = request.headers.get(REQUEST_ID, "")
+    name = response.headers[REQUEST_ID] = given if _SOUND.fullmatch(given) else uuid.uuid4().hex
+    return name
+
+
+class _Series(NamedTuple):
+    """Requests of one route, method and status: looked up once, since that costs more than to count."""
+
+    route: str
+    seconds: "Histogram"
+    login: "Counter | None"
+    event: str | None
+    told: bool
+
+
+class Observer:
+    """Sees the requests of one server. ``checks``: whether those that are asked all the time get a line as well."""
+
+    def __init__(self, metrics: Metrics, *, checks: bool) -> None:
+        self._metrics = metrics
+        self._checks = checks
+        self._series: dict[tuple[web.AbstractResource | None, str, int], _Series] = {}
+
+    def saw(
+        self, request: web.Request, response: web.StreamResponse, seconds: float, problem: Problem | None = None
+    ) -> None:
+        """Note a request that was answered after ``seconds``, where it was refused because of ``problem``."""
+        status = response.status
+        method = request.method if request.method in _METHODS else "other"
+        resource = request.match_info.route.resource
+        series = self._series.get((resource, method, status))
+        if series is None:
+            series = self._series[resource, method, status] = self._new(request, method, status)
+        series.seconds.observe(seconds)
+        if series.login is not None:
+            series.login.inc()
+        if series.told:
+            line = {
+                "request_id": name_request(request, response),
+                "method": method,
+                "route": series.route,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 2),
+            }
+            _tell(line, problem, problem.event if problem else series.event)
+
+    def _new(self, request: web.Request, method: str, status: int) -> _Series:
+        resource = request.match_info.route.resource
+        route = UNMATCHED if resource is None else resource.name or resource.canonical
+        note = getattr(request.match_info.handler, "__operation__", Operation(None))
+        login = None
+        if (route, method) == ("/user", "POST"):
+            login = self._metrics.logins[OUTCOMES.get(status, "malformed")]
+        return _Series(
+            route,
+            self._metrics.requests.labels(route, method, f"{status // 100}xx"),
+            login,
+            note.event if status < 400 else None,
+            # A check that is refused is a visitor who has not signed in; whoever wants can make 15,000 a second.
+            told=self._checks or not note.check or status >= 500,
+        )
+
+
+def _tell(line: dict[str, Any], problem: Problem | None, kind: str | None) -> None:
+    if kind:
+        line["kind"] = kind
+    if problem:
+        line["code"] = problem.code
+    if isinstance(problem, Unavailable):
+        # What is wrong on our side is for the log; the client is told only what it can do.
+        log.warning("request", **line, reason=problem.detail)
+    elif problem and problem.status >= 500:
+        log.error("request", **line, exc_info=problem.__cause__)
+    else:
+        log.info("request", **line)
