@@ -115,7 +115,9 @@ def _first_line(_logger: Any, _method: str, event: Event) -> Event:
 def _without_text(_logger: Any, _method: str, event: Event) -> Event:
     error = event.pop("exc_info", None)
     event.pop("stack_info", None)
-    if isinstance(error, tuple):
+    if error is True:
+        error = sys.exception()
+    elif isinstance(error, tuple):
         error = error[1]
     if isinstance(error, BaseException):
         frames = traceback.StackSummary.extract(traceback.walk_tb(error.__traceback__), lookup_lines=False)

@@ -258,9 +258,13 @@ class WebServer:
 
 
 async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
-    """Do it once more before the end; if the database is gone, so be it."""
-    with contextlib.suppress(DatabaseUnavailable):
+    """Do it once more before the end, which it cannot hold up; if the database is gone, so be it."""
+    try:
         await work()
+    except DatabaseUnavailable:
+        pass
+    except Exception:  # noqa: BLE001
+        log.exception("the last work failed")
 
 
 def _stop(*_: object) -> NoReturn:

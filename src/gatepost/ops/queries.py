@@ -6,8 +6,8 @@ _ASK = Statement("SELECT 1 FROM gatepost.deployment_keys LIMIT 1")
 
 # Postgres counts as it goes: this is right to within a second or so, and costs the same for any number of rows.
 _ROWS = Statement("""
-    SELECT c.relname, pg_stat_get_live_tuples(c.oid) FROM pg_class c
-    WHERE c.relnamespace = CAST('gatepost' AS regnamespace) AND c.relname = ANY (CAST(:tables AS text[]))
+    SELECT c.relname, pg_stat_get_live_tuples(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = 'gatepost' AND c.relname = ANY (CAST(:tables AS text[]))
 """)
 
 

@@ -1,0 +1,370 @@
+"""What is counted, and that no label's value is a client's."""
+
+import asyncio
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from gatepost import events
+from gatepost.config import Config
+from gatepost.db import Database, Dsn
+from gatepost.metrics import Metrics
+from gatepost.ops import instruments
+from gatepost.server import ROUTES, WebServer
+from gatepost.sessions import upkeep
+from tests.conftest import (
+    PASSWORD,
+    Client,
+    CountRoundTrips,
+    PostgresServer,
+    StartServer,
+    log_in,
+    register,
+    rows,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+DOCS = Path(__file__).parent.parent / "docs" / "monitoring"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def parse(text: str) -> Samples:
+    """Every sample by its name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def scrape(client: Client) -> Samples:
+    async with client.get("/metrics") as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        return parse(await answer.text())
+
+
+def value(samples: Samples, name: str, **labels: str) -> float | None:
+    return samples.get((name, frozenset(labels.items())))
+
+
+def requests(samples: Samples, route: str, method: str, status: str) -> float | None:
+    return value(samples, "gatepost_request_duration_seconds_count", route=route, method=method, status=status)
+
+
+def labels_of(samples: Samples, name: str) -> set[str]:
+    """Values of this label, of our own metrics."""
+    return {
+        dict(labels)[name] for metric, labels in samples if metric.startswith("gatepost") and name in dict(labels)
+    }
+
+
+async def test_requests_are_counted_by_template_method_and_class_of_status(client: Client) -> None:
+    await register(client, "ada")
+    token = await log_in(client)
+    for _ in range(3):
+        assert await status_of(client, token) == 200
+    assert await status_of(client, "nonsense") == 401
+    for handle in ("a", "b"):
+        await client.delete(f"/sessions/{handle}", headers={"Authorization": token})
+    await client.head("/ping")
+    samples = await scrape(client)
+    assert requests(samples, "/user", "GET", "2xx") == 3
+    assert requests(samples, "/user", "GET", "4xx") == 1
+    assert requests(samples, "/sessions/{handle}", "DELETE", "4xx") == 2
+    assert requests(samples, "/ping", "HEAD", "2xx") == 1
+    took = value(samples, "gatepost_request_duration_seconds_sum", route="/user", method="POST", status="2xx")
+    assert took is not None
+    assert 0.001 < took < 30
+    assert requests(samples, "/metrics", "GET", "2xx") is None
+    assert requests(await scrape(client), "/metrics", "GET", "2xx") == 1
+
+
+async def test_what_clients_make_up_is_one_value_of_a_label(client: Client) -> None:
+    for n in range(50):
+        await client.get(f"/{n}/secret")
+        await client.request("PURGE", f"/{n}")
+        await client.request("PROPFIND", "/user")
+        await client.request("OPTIONS", f"/user?{n}")
+    samples = await scrape(client)
+    assert requests(samples, "unmatched", "GET", "4xx") == 50
+    assert requests(samples, "unmatched", "other", "4xx") == 50
+    assert requests(samples, "/user", "other", "4xx") == 50
+    assert labels_of(samples, "route") <= {route.path for route in ROUTES} | {"unmatched"}
+    assert labels_of(samples, "method") <= {"GET", "OPTIONS", "other"}
+    assert labels_of(samples, "status") == {"2xx", "4xx"}
+
+
+async def test_logins_are_counted_by_how_they_ended_and_never_by_why(client: Client, dsn: Dsn) -> None:
+    await register(client, "ada")
+    await register(client, "bob")
+    rows(dsn, "UPDATE gatepost.users SET disabled_at = now() WHERE canonical = 'bob'")
+    await log_in(client)
+    for username, password in (("ada", "wrong"), ("nobody", PASSWORD), ("bob", PASSWORD), ("a b", PASSWORD)):
+        await client.post("/user", json={"username": username, "password": password})
+    await client.post("/user", data=b"{")
+    samples = await scrape(client)
+    counted = {name: value(samples, "gatepost_logins_total", outcome=name) for name in labels_of(samples, "outcome")}
+    assert counted == {"won": 1, "lost": 4, "throttled": 0, "unavailable": 0, "malformed": 1}
+
+
+async def test_hashing_is_counted_and_timed(client: Client) -> None:
+    await register(client, "ada")
+    before = await scrape(client)
+    await asyncio.gather(*(log_in(client) for _ in range(6)))
+    after = await scrape(client)
+
+    def more(name: str) -> float:
+        return (value(after, name) or 0) - (value(before, name) or 0)
+
+    assert more("gatepost_hashes_total") == 6
+    assert more("gatepost_hashing_seconds_total") > 0
+    assert more("gatepost_hashing_waiting_seconds_total") > 0
+    assert value(after, "gatepost_hashing_running") == value(after, "gatepost_hashing_waiting") == 0
+
+
+async def test_hashes_under_way_and_waiting_are_seen_while_they_last(config: Config) -> None:
+    config = config.model_copy(update={"passwords": config.passwords.model_copy(update={"threads": 1})})
+    server = WebServer(config)
+    await server.initializer()
+    try:
+        from gatepost.web import CREDENTIALS
+
+        hashing = [asyncio.create_task(server.app[CREDENTIALS].create(PASSWORD)) for _ in range(5)]
+        await asyncio.sleep(0)
+        samples = parse(server.metrics.render().decode())
+        assert value(samples, "gatepost_hashing_running") == 1
+        assert value(samples, "gatepost_hashing_waiting") == 4
+        await asyncio.gather(*hashing)
+    finally:
+        await server._resources.aclose()
+
+
+async def test_session_checks_are_counted_by_query_and_by_token(client: Client) -> None:
+    await register(client, "ada")
+    tokens = [await log_in(client) for _ in range(3)]
+    await asyncio.gather(*(status_of(client, token) for token in tokens for _ in range(10)))
+    samples = await scrape(client)
+    queries = value(samples, "gatepost_session_check_queries_total")
+    asked = value(samples, "gatepost_session_check_tokens_total")
+    assert queries is not None
+    assert asked is not None
+    assert 1 <= queries < 30
+    assert max(3, queries) <= asked <= 30
+
+
+async def test_the_pools_are_seen_and_waiting_in_vain_is_counted(client: Client, config: Config) -> None:
+    from gatepost.web import DATABASE
+
+    assert client.app is not None
+    database = client.app[DATABASE]
+    size = config.db.pool_size - 2
+    held = [await database.pool.acquire() for _ in range(size)]
+    try:
+        await register_in_vain(client)
+        samples = await scrape(client)
+    finally:
+        for connection in held:
+            database.pool.give_back(connection)
+    assert value(samples, "gatepost_database_connections", pool="requests", state="used") == size
+    assert value(samples, "gatepost_database_connections_max", pool="requests") == size
+    assert value(samples, "gatepost_database_connections_max", pool="checks") == 2
+    assert value(samples, "gatepost_database_up") == 0
+    # The registration's, and the scrape's own question.
+    assert value(samples, "gatepost_database_acquire_timeouts_total", pool="requests") == 2
+    assert value(samples, "gatepost_database_acquire_timeouts_total", pool="checks") == 0
+    samples = await scrape(client)
+    assert value(samples, "gatepost_database_connections", pool="requests", state="idle") == size
+
+
+async def register_in_vain(client: Client) -> None:
+    async with client.post("/account", json={"username": "ada", "password": PASSWORD}) as answer:
+        assert answer.status == 503
+
+
+async def test_without_a_database_metrics_are_answered_and_say_so(
+    client: Client, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instruments, "EVERY", 0.0)
+    assert value(await scrape(client), "gatepost_database_up") == 1
+    postgres.freeze()
+    try:
+        samples = await scrape(client)
+    finally:
+        postgres.thaw()
+    assert value(samples, "gatepost_database_up") == 0
+    assert math.isnan(value(samples, "gatepost_table_rows", table="sessions") or 0)
+    assert value(await scrape(client), "gatepost_database_up") == 1
+
+
+async def test_rows_are_estimated_without_counting_and_asked_for_once_in_a_while(
+    client: Client, dsn: Dsn, monkeypatch: pytest.MonkeyPatch, count_round_trips: CountRoundTrips
+) -> None:
+    await register(client, "ada")
+    for _ in range(4):
+        await log_in(client)
+    rows(dsn, "ANALYZE gatepost.sessions")
+    with count_round_trips() as sent:
+        samples = await scrape(client)
+        for _ in range(20):
+            await scrape(client)
+    assert value(samples, "gatepost_table_rows", table="sessions") == 4
+    assert len(sent) == 1
+    assert "count(" not in sent[0]
+    monkeypatch.setattr(instruments, "EVERY", 0.0)
+    with count_round_trips() as sent:
+        await scrape(client)
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("what", ["sessions", "events"])
+async def test_sweeps_are_counted_with_their_last_success(database: Database, dsn: Dsn, what: str) -> None:
+    metrics = Metrics()
+    sweeps: dict[str, Callable[[], Awaitable[int]]] = {
+        "sessions": lambda: upkeep.sweep(database),
+        "events": lambda: events.sweep(database, 3600),
+    }
+    rows(
+        dsn,
+        """
+        INSERT INTO gatepost.users (username, canonical) VALUES ('ada', 'ada');
+        INSERT INTO gatepost.sessions (token_hash, user_id, epoch, created_at, expires_at)
+            SELECT sha256(i::text::bytea), id, 1, now() - interval '2 h', now() - interval '1 h'
+            FROM gatepost.users, generate_series(1, 2300) i;
+        INSERT INTO gatepost.events (kind, at) SELECT 'x', now() - interval '2 h' FROM generate_series(1, 2300)
+        """,
+    )
+    work = metrics.sweeping(what, sweeps[what])
+    before = parse(metrics.render().decode())
+    assert value(before, "gatepost_sweep_last_success_timestamp_seconds", table=what) == 0
+    await work()
+    after = parse(metrics.render().decode())
+    assert value(after, "gatepost_swept_rows_total", table=what) == 2300
+    last = value(after, "gatepost_sweep_last_success_timestamp_seconds", table=what)
+    assert last is not None
+    assert last > 1.7e9
+    await database.close()
+    with pytest.raises(Exception):  # noqa: B017, PT011
+        await work()
+    assert (
+        value(parse(metrics.render().decode()), "gatepost_sweep_last_success_timestamp_seconds", table=what) == last
+    )
+
+
+async def test_two_servers_in_one_process_count_apart(config: Config, start_server: StartServer) -> None:
+    one, other = await start_server(config), await start_server(config)
+    await one.get("/ping")
+    assert requests(await scrape(one), "/ping", "GET", "2xx") == 1
+    assert requests(await scrape(other), "/ping", "GET", "2xx") is None
+
+
+def test_processes_that_share_their_metrics_are_shown_together() -> None:
+    script = """
+import json, os, sys
+from gatepost import metrics
+folder = metrics.share()
+assert os.stat(folder).st_mode & 0o777 == 0o700
+workers = []
+for n in (1, 2):
+    if not (pid := os.fork()):
+        its = metrics.Metrics()
+        its.requests.labels("/user", "GET", "2xx").observe(0.003)
+        its.throttled.labels("login").inc(n)
+        its.follow("gatepost_hashing_waiting", "x", lambda: n)
+        its.follow("gatepost_hashes_total", "x", lambda: 10 * n)
+        its.look(); its.look()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    workers.append(pid)
+both = metrics.Metrics().render().decode()
+metrics.worker_ended(workers[1])
+one = metrics.Metrics().render().decode()
+metrics.forget(folder)
+print(json.dumps([both, one, folder.exists()]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    both, one, left = json.loads(done.stdout)
+    assert not left
+    for text, waiting in ((both, 3), (one, 1)):
+        samples = parse(text)
+        assert requests(samples, "/user", "GET", "2xx") == 2
+        assert value(samples, "gatepost_throttled_total", what="login") == 3
+        assert value(samples, "gatepost_hashes_total") == 30
+        assert value(samples, "gatepost_hashing_waiting") == waiting
+
+
+# ------------------------------------------------------------------------------ the dashboard and the alerts
+
+# A metric's name, a function's or a label's: whatever is not the former is left to Prometheus.
+NAME = re.compile(r"\b(?:gatepost|process|python)_[a-z_]+\b")
+
+
+def expressions(thing: Any) -> list[str]:
+    """Every PromQL expression in a document."""
+    if isinstance(thing, dict):
+        own = [
+            text for key, text in thing.items() if key in {"expr", "query", "definition"} and isinstance(text, str)
+        ]
+        return own + expressions(list(thing.values()))
+    return [one for item in thing for one in expressions(item)] if isinstance(thing, list) else []
+
+
+@pytest.fixture
+async def names(client: Client) -> set[str]:
+    """The name of every sample in a real answer, after one request of each kind that is asked about."""
+    await register(client, "ada")
+    await log_in(client)
+    return {name for name, _ in await scrape(client)} | {"gatepost_throttled_total"}
+
+
+def document_of(file: str) -> Any:
+    text = (DOCS / file).read_text("utf-8")
+    return json.loads(text) if file.endswith("json") else yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("file", ["dashboard.json", "alerts.yml"])
+def test_the_files_for_grafana_and_prometheus_are_sound(file: str) -> None:
+    document = document_of(file)
+    if file == "alerts.yml":
+        rules = [rule for group in document["groups"] for rule in group["rules"]]
+        assert len({rule["alert"] for rule in rules}) == len(rules)
+        for rule in rules:
+            assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
+            assert rule["labels"]["severity"] in {"page", "ticket"}
+            assert set(rule["annotations"]) == {"summary", "description"}
+            assert re.fullmatch(r"\d+[smh]", rule["for"])
+    else:
+        panels = document["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        assert all(
+            panel["title"] and panel["gridPos"] and (panel["type"] == "row" or panel["targets"]) for panel in panels
+        )
+        assert all(target["expr"] for panel in panels for target in panel.get("targets", []))
+
+
+@pytest.mark.parametrize("file", ["dashboard.json", "alerts.yml"])
+async def test_they_ask_for_metrics_that_there_are(names: set[str], file: str) -> None:
+    asked = expressions(document_of(file))
+    assert len(asked) >= 5
+    wanted = {name for one in asked for name in NAME.findall(one)}
+    assert len(wanted) >= 5
+    assert wanted <= names
+
+
+async def test_every_metric_of_ours_is_in_the_docs_and_no_other(client: Client) -> None:
+    text = (DOCS.parent / "monitoring.md").read_text("utf-8")
+    async with client.get("/metrics") as answer:
+        there = set(re.findall(r"^# TYPE (gatepost_\w+)", await answer.text(), re.MULTILINE))
+    assert set(re.findall(r"^\| `(gatepost_\w+)", text, re.MULTILINE)) == there
