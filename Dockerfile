@@ -34,7 +34,8 @@ STOPSIGNAL SIGTERM
 # Not urllib: it would ask the proxy that the environment may name.
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-I", "-c", "\
 import http.client, os, sys; \
-c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('GATEPOST_WEBSERVER__PORT', 8000)), timeout=4); \
+ports = map(os.environ.get, ('GATEPOST_WEBSERVER__OPERATOR_PORT', 'GATEPOST_WEBSERVER__PORT')); \
+c = http.client.HTTPConnection('127.0.0.1', int(next(filter(None, ports), 8000)), timeout=4); \
 c.request('GET', '/health/ready'); \
 sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["gatepost"]

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gatepost import events
 from gatepost.config import Config
 from gatepost.db import Database, Dsn
-from gatepost.metrics import Metrics
+from gatepost.metrics import BUCKETS, Metrics
 from gatepost.ops import instruments
 from gatepost.server import ROUTES, WebServer
 from gatepost.sessions import upkeep
@@ -90,6 +91,31 @@ async def test_requests_are_counted_by_template_method_and_class_of_status(clien
     assert 0.001 < took < 30
     assert requests(samples, "/metrics", "GET", "2xx") is None
     assert requests(await scrape(client), "/metrics", "GET", "2xx") == 1
+
+
+def test_a_duration_falls_into_the_bucket_that_the_library_would_choose() -> None:
+    metrics, reference = Metrics(), Metrics()
+    ours = metrics.requests("/user", "GET", "2xx")
+    theirs = reference._requests.labels("/user", "GET", "2xx")
+    for seconds in (
+        0.0,
+        1e-9,
+        *BUCKETS,
+        *(bound * 1.001 for bound in BUCKETS),
+        *(bound / 1.001 for bound in BUCKETS),
+        1e9,
+    ):
+        for _ in range(2):
+            ours.counts[bisect_left(BUCKETS, seconds)] += 1
+            ours.total += seconds
+            theirs.observe(seconds)
+        metrics.look()
+
+    def shown(of: Metrics) -> Samples:
+        return {key: round(number, 3) for key, number in parse(of.render().decode()).items() if "request" in key[0]}
+
+    assert len(shown(metrics)) == len(BUCKETS) + 3
+    assert shown(metrics) == shown(reference)
 
 
 async def test_what_clients_make_up_is_one_value_of_a_label(client: Client) -> None:
@@ -280,7 +306,7 @@ workers = []
 for n in (1, 2):
     if not (pid := os.fork()):
         its = metrics.Metrics()
-        its.requests.labels("/user", "GET", "2xx").observe(0.003)
+        its.requests("/user", "GET", "2xx").counts[1] += 1
         its.throttled.labels("login").inc(n)
         its.follow("gatepost_hashing_waiting", "x", lambda: n)
         its.follow("gatepost_hashes_total", "x", lambda: 10 * n)
