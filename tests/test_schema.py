@@ -1,5 +1,6 @@
 """Migrations: what they make is what the code expects, and each can be walked up, down and up."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_every_migration_goes_up_down_and_up_again(empty: Dsn) -> None:
     before = ["base", *REVISIONS]
     for below, revision in zip(before, REVISIONS, strict=False):
         schema.migrate(empty, revision)
-        assert schema._current(empty) == revision
+        assert schema.current(empty) == revision
         schema.migrate(empty, below)
         schema.migrate(empty, revision)
     schema.check(empty)
@@ -88,13 +89,75 @@ def test_a_database_that_is_not_migrated_or_is_newer_is_refused(empty: Dsn) -> N
         schema.check(empty)
     schema.migrate(empty)
     rows(empty, "UPDATE gatepost.alembic_version SET version_num = '9999'")
-    with pytest.raises(schema.SchemaError, match="9999, newer than this Gatepost"):
-        schema.check(empty)
-    with pytest.raises(schema.SchemaError, match="9999, newer than this Gatepost"):
-        schema.migrate(empty)
+    for word in (
+        None,
+        "Code of revision 9998 or later can serve this schema.",
+        "Somebody's own comment, revision 0001",
+    ):
+        rows(empty, "COMMENT ON TABLE gatepost.alembic_version IS %s", word)
+        with pytest.raises(schema.SchemaError, match=r"9999, newer than this Gatepost \(0...\) can serve: install"):
+            schema.check(empty)
+        with pytest.raises(schema.SchemaError, match="9999, newer than this Gatepost"):
+            schema.migrate(empty)
     rows(empty, "UPDATE gatepost.alembic_version SET version_num = '0000'")
     with pytest.raises(schema.SchemaError, match="0000, this Gatepost needs"):
         schema.check(empty)
+
+
+def test_a_newer_schema_that_this_code_can_serve_is_served_and_left_alone(
+    dsn: Dsn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows(dsn, "UPDATE gatepost.alembic_version SET version_num = '9999'")
+    rows(
+        dsn,
+        f"COMMENT ON TABLE gatepost.alembic_version IS 'Code of revision {schema.newest()} or later can serve this "
+        "schema.'",
+    )
+    schema.check(dsn)
+    schema.migrate(dsn)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("there is nothing to do"))
+    schema.bring_up_to_date(dsn)
+    monkeypatch.undo()
+    done = subprocess.run(
+        [sys.executable, "-m", "gatepost", "migrate"],
+        env=alembic_environment(dsn),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == f"{dsn.database} is at revision 9999.\n"
+    assert schema.current(dsn) == "9999"
+
+
+def test_the_database_says_which_code_can_serve_it_as_its_last_migration_does(empty: Dsn) -> None:
+    scripts = ScriptDirectory(str(schema.migrations_folder()))
+    declared = {revision: scripts.get_revision(revision).module.serves_from for revision in REVISIONS}
+    for revision in [*REVISIONS, *REVISIONS[-2::-1]]:  # up, and down again
+        schema.migrate(empty, revision)
+        assert schema._served_from(empty) == declared[revision]
+
+
+def test_what_one_migration_took_away_no_later_one_gives_back() -> None:
+    scripts = ScriptDirectory(str(schema.migrations_folder()))
+    declared = [scripts.get_revision(revision).module.serves_from for revision in REVISIONS]
+    assert declared == sorted(declared)
+    assert all(since <= revision for since, revision in zip(declared, REVISIONS, strict=True))
+
+
+def test_a_new_migration_starts_by_letting_the_code_before_it_serve(tmp_path: Path) -> None:
+    shutil.copytree(schema.migrations_folder(), tmp_path / "migrations")
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    number = f"{int(REVISIONS[-1]) + 1:04}"
+    subprocess.run(
+        [sys.executable, "-m", "alembic", "-c", "alembic.ini", "revision", "-m", "try", "--rev-id", number],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    [made] = (tmp_path / "migrations" / "versions").glob(f"{number}_*.py")
+    assert f'serves_from = "{REVISIONS[-1]}"' in made.read_text("utf-8").replace("'", '"')
 
 
 def test_a_migration_gives_up_on_a_lock_instead_of_queueing_everybody(
@@ -158,8 +221,16 @@ def test_alembic_can_print_the_sql_instead(empty: Dsn) -> None:
         check=True,
     )
     assert "SET lock_timeout" in done.stdout
-    rows(empty, done.stdout)
+    connection = psycopg2.connect(**empty.parameters(empty.hosts[0]))
+    try:
+        connection.autocommit = True
+        for statement in done.stdout.split(";\n\n"):  # one by one, as psql does: some run in no transaction
+            if statement.strip():
+                connection.cursor().execute(statement)
+    finally:
+        connection.close()
     schema.check(empty)
+    assert schema._served_from(empty) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What lists, sweeps and password resets need."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -8,6 +10,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+serves_from = "0001"
 
 
 # Whoever takes an administrator away waits for the one before to commit, and then counts again: of two who demote
@@ -31,8 +34,34 @@ $$
 _WAS_ADMIN = "OLD.roles @> '{admin}' AND OLD.disabled_at IS NULL"
 
 
+def _index(name: str, table: str, columns: list[str], **kwargs: Any) -> None:
+    op.drop_index(name, table, schema="gatepost", if_exists=True, postgresql_concurrently=True)  # half built, once
+    op.create_index(name, table, columns, schema="gatepost", postgresql_concurrently=True, **kwargs)
+
+
 def upgrade() -> None:
     """Create it."""
+    # What takes long on large tables comes first and can be repeated: it locks out nobody, and is not undone.
+    with op.get_context().autocommit_block():
+        op.execute(
+            "ALTER TABLE gatepost.users DROP CONSTRAINT IF EXISTS users_roles_count_check, "
+            "ADD CONSTRAINT users_roles_count_check CHECK (cardinality(roles) <= 32) NOT VALID"
+        )
+        op.execute("ALTER TABLE gatepost.users VALIDATE CONSTRAINT users_roles_count_check")
+        _index(
+            "users_roles_idx",
+            "users",
+            ["roles"],
+            postgresql_using="gin",
+            postgresql_where=sa.text("roles <> '{}'::text[]"),
+        )
+        _index("users_disabled_idx", "users", ["canonical"], postgresql_where=sa.text("disabled_at IS NOT NULL"))
+        _index("sessions_expires_at_idx", "sessions", ["expires_at"])
+        _index("events_user_id_id_idx", "events", ["user_id", "id"])
+        _index("events_kind_id_idx", "events", ["kind", "id"])
+        op.drop_index(
+            "events_user_id_at_idx", "events", schema="gatepost", if_exists=True, postgresql_concurrently=True
+        )
     op.execute(_LAST_ADMIN)
     op.execute(
         "CREATE TRIGGER users_last_admin_kept BEFORE UPDATE OF roles, disabled_at ON gatepost.users FOR EACH ROW "
@@ -62,28 +91,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("code_hash", name=op.f("password_resets_code_hash_key")),
         schema="gatepost",
     )
-    op.create_check_constraint(
-        op.f("users_roles_count_check"), "users", "cardinality(roles) <= 32", schema="gatepost"
-    )
-    op.create_index(
-        "users_roles_idx",
-        "users",
-        ["roles"],
-        schema="gatepost",
-        postgresql_using="gin",
-        postgresql_where=sa.text("roles <> '{}'::text[]"),
-    )
-    op.create_index(
-        "users_disabled_idx",
-        "users",
-        ["canonical"],
-        schema="gatepost",
-        postgresql_where=sa.text("disabled_at IS NOT NULL"),
-    )
-    op.create_index(op.f("sessions_expires_at_idx"), "sessions", ["expires_at"], schema="gatepost")
-    op.drop_index(op.f("events_user_id_at_idx"), table_name="events", schema="gatepost")
-    op.create_index(op.f("events_user_id_id_idx"), "events", ["user_id", "id"], schema="gatepost")
-    op.create_index(op.f("events_kind_id_idx"), "events", ["kind", "id"], schema="gatepost")
 
 
 def downgrade() -> None:

@@ -68,7 +68,7 @@ def migrate(config: ConfigOption = None) -> None:
     """Bring the database's schema up to date."""
     with reach(Config.load(config).db) as dsn:
         schema.migrate(dsn)
-        print(f"{dsn.database} is at revision {schema.newest()}.")  # noqa: T201
+        print(f"{dsn.database} is at revision {schema.current(dsn)}.")  # noqa: T201
 
 
 @app.command()

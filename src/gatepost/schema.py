@@ -1,12 +1,17 @@
-"""The schema's version: migrating it, and refusing to serve on another.
+"""The schema's version: migrating it, and refusing to serve on one that this code cannot serve.
 
 `gatepost migrate` and `alembic upgrade head` both end in `run_migrations`. Alembic is imported by those who migrate
 only: it is 30 MB that a serving process does without.
+
+Each migration says in ``serves_from`` how old code may be and still serve the schema it makes. The database keeps
+that, so that a node of the release before can start again while a new one is rolled out.
 """
 
 import json
+import re
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,13 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.pool import Dsn, cannot_connect
 from gatepost.tables import SCHEMA, metadata
 
-# Waiting longer for a table than this would queue everybody else behind the migration: fail, try again later.
-LOCK_TIMEOUT = "3s"
+# Everybody else queues behind a migration that waits for a table, and their statements end after 1.8 s: it fails
+# before that, and is tried again later.
+LOCK_TIMEOUT = "1s"
 # Two nodes started with --migrate: the second waits here, then finds nothing left to do.
 _ADVISORY_LOCK = 0x67617465_706F7374 & 0x7FFFFFFFFFFFFFFF  # "gatepost"
+# The comment on Alembic's own table: it needs no table or grant of its own, and pg_dump takes it along.
+_SERVES_FROM = "Code of revision {} or later can serve this schema."
 
 
 class SchemaError(Exception):
@@ -43,13 +51,15 @@ def newest() -> str:
 
 
 def check(dsn: Dsn) -> None:
-    """Raise SchemaError unless the database is migrated to exactly this code's revision."""
-    found = _current(dsn)
+    """Raise SchemaError unless this code can serve the database: it is at this code's revision, or at a later one
+    that says so.
+    """
+    found = current(dsn)
     if found is None:
         raise SchemaError(f"the database {dsn.database} is not migrated: run `gatepost migrate`")
-    if found > newest():
+    if found > newest() and (_served_from(dsn) or found) > newest():
         raise SchemaError(
-            f"the schema in {dsn.database} is at revision {found}, newer than this Gatepost ({newest()}): "
+            f"the schema in {dsn.database} is at revision {found}, newer than this Gatepost ({newest()}) can serve: "
             "install the newer release"
         )
     if found < newest():
@@ -59,7 +69,8 @@ def check(dsn: Dsn) -> None:
         )
 
 
-def _current(dsn: Dsn) -> str | None:
+def current(dsn: Dsn) -> str | None:
+    """The revision that the database is at; None before its first migration."""
     with _connect(dsn) as connection:
         table = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.alembic_version"})
         if table.scalar() is None:
@@ -70,14 +81,28 @@ def _current(dsn: Dsn) -> str | None:
         return revision
 
 
+def _served_from(dsn: Dsn) -> str | None:
+    """The oldest revision whose code can serve the schema, as its last migration left word; None without any."""
+    with _connect(dsn) as connection:
+        comment = connection.execute(
+            sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')"), {"name": f"{SCHEMA}.alembic_version"}
+        ).scalar()
+    found = re.fullmatch(_SERVES_FROM.replace(".", "[.]").format(r"(\d{4})"), comment or "")
+    return found[1] if found else None
+
+
 def migrate(dsn: Dsn, revision: str = "head") -> None:
-    """Bring the schema to a revision, by default the newest. Raises SchemaError."""
+    """Bring the schema to a revision, by default the newest. A newer one that this code can serve is left alone.
+
+    Raises SchemaError.
+    """
     from alembic import command, util  # noqa: PLC0415 (see the module's docstring)
     from alembic.config import Config as AlembicConfig  # noqa: PLC0415
 
-    found = _current(dsn)
+    found = current(dsn)
     if found is not None and found > newest():
         check(dsn)
+        return
     config = AlembicConfig()
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
@@ -98,7 +123,7 @@ def bring_up_to_date(dsn: Dsn) -> None:
 
     Raises SchemaError, DatabaseUnavailable.
     """
-    if _current(dsn) == newest():
+    if (current(dsn) or "") >= newest():
         return
     done = subprocess.run(
         [sys.executable, "-m", "gatepost.schema"],
@@ -123,6 +148,7 @@ def run_migrations(context: Any) -> None:
         "include_name": lambda name, kind, _parents: kind != "schema" or name == SCHEMA,
         "transaction_per_migration": True,
         "compare_server_default": True,
+        "on_version_apply": _leave_word,
     }
     if context.is_offline_mode():
         context.configure(dialect_name="postgresql", literal_binds=True, **settings)
@@ -139,8 +165,19 @@ def run_migrations(context: Any) -> None:
         _run_on(connection, context, settings)
 
 
+def _leave_word(*, ctx: Any, step: Any, **_: Any) -> None:
+    """In a migration's own transaction: from which revision on code can serve what it has made."""
+    for reached in step.destination_revisions:  # one, or none on the way down to nothing
+        word = _SERVES_FROM.format(reached.module.serves_from)
+        ctx.execute(f"COMMENT ON TABLE {SCHEMA}.alembic_version IS '{word}'")
+
+
 def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -> None:
-    connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+    # Asked for again and again: one who waited in a statement would hold a snapshot, for whose end the CREATE INDEX
+    # CONCURRENTLY of the one before would wait in turn.
+    while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}).scalar():
+        connection.commit()
+        time.sleep(0.1)
     connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.execute(sa.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
     connection.commit()
