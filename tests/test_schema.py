@@ -1,5 +1,7 @@
 """Migrations: what they make is what the code expects, and each can be walked up, down and up."""
 
+import itertools
+import re
 import shutil
 import subprocess
 import sys
@@ -231,6 +233,25 @@ def test_alembic_can_print_the_sql_instead(empty: Dsn) -> None:
         connection.close()
     schema.check(empty)
     assert schema._served_from(empty) is not None
+
+
+def test_no_migration_locks_a_table_while_it_goes_through_its_rows(tmp_path: Path) -> None:
+    """An index is built CONCURRENTLY, a CHECK is added NOT VALID and then validated; new tables have no rows."""
+    for below, revision in itertools.pairwise(REVISIONS):
+        sql = subprocess.run(
+            [sys.executable, "-m", "alembic", "upgrade", f"{below}:{revision}", "--sql"],
+            cwd=ROOT,
+            env={"PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+        new = set(re.findall(r"CREATE TABLE (\S+)", sql))
+        for index in re.finditer(r"CREATE (?:UNIQUE )?INDEX .* ON (\S+)", sql):
+            assert "CONCURRENTLY" in index[0] or index[1] in new, index[0]
+        for altered in re.finditer(r"ALTER TABLE (\S+)[^;]* ADD CONSTRAINT [^;]*", sql):
+            assert "NOT VALID" in altered[0] or altered[1] in new, altered[0]
 
 
 @pytest.mark.parametrize(
