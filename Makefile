@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check format bench wheel clean
+.PHONY: help run dev test faults check format bench timing wheel clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(VENV)/developer ## Format the code.
 
 bench: $(VENV)/developer ## Measure speed and memory, as ratios within one run.
 	@$(BIN)/python -m bench $(ARGS)
+
+timing: $(VENV)/developer ## Test that failures cannot be told apart by how long they take: ten minutes.
+	@$(BIN)/python -m bench.timing $(ARGS)
 
 wheel: $(VENV)/developer ## Build the wheel into dist/.
 	@$(BIN)/python -m build --quiet --wheel --outdir dist .

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from gatepost.db import Dsn
 from gatepost.embedded import EmbeddedPostgres, Server
 
 START_TIMEOUT = 60.0
@@ -25,10 +26,12 @@ class ServiceError(Exception):
 class Service:
     """One run of the service on a data folder, from start to a clean stop.
 
-    ``folder``: where it runs; its data lies in ``folder/data``, and what it prints in ``folder/log``.
+    ``folder``: where it runs; its data lies in ``folder/data``, and what it prints in ``folder/log``. ``variables``:
+    configuration beyond what every measurement has.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self._variables = variables
         self.port = _free_port()
         self.seconds_to_ready = 0.0
         self._folder = folder
@@ -54,6 +57,11 @@ class Service:
         return server
 
     @property
+    def dsn(self) -> Dsn:
+        """The same, for the driver."""
+        return Dsn.of_embedded(self.postgres)
+
+    @property
     def environment(self) -> dict[str, str]:
         """What the service is told, and every other command that speaks with its database."""
         outside = {name: value for name, value in os.environ.items() if not name.startswith("GATEPOST_")}
@@ -61,6 +69,7 @@ class Service:
             "GATEPOST_WEBSERVER__PORT": str(self.port),
             "GATEPOST_DB__DATA_DIR": str(self._folder / "data"),
             "GATEPOST_ACCOUNTS__REGISTRATION": "open",
+            **self._variables,
         }
 
     def __enter__(self) -> Self:

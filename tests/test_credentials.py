@@ -82,6 +82,13 @@ def test_prepare_agrees_with_the_profile_it_takes_a_short_cut_around(text: str) 
     assert prepare(text) == module._opaque.enforce(text).encode()
 
 
+def test_the_profile_refuses_every_character_of_ascii_that_is_refused_without_asking_it() -> None:
+    for character in [*map(chr, range(32)), "\x7f"]:
+        with pytest.raises(InvalidPassword):
+            prepare(f"correct{character}horse")
+        assert module.secret_bytes(f"correct{character}horse", "opaque", 1024) is None
+
+
 @pytest.mark.parametrize("text", ["", "\x00", "tab\tin it", "new\nline", "\x7f", "\u200b\u2028"])
 def test_what_opaque_string_refuses_is_refused(text: str) -> None:
     with pytest.raises(InvalidPassword) as error:

@@ -103,6 +103,18 @@ async def test_all_failures_of_a_login_are_alike(client: Client, dsn: Dsn, ada: 
     assert answers.pop()[0] == 401
 
 
+async def test_a_name_that_cannot_be_is_looked_up_like_any_other(
+    client: Client, count_round_trips: CountRoundTrips
+) -> None:
+    """For NULL, Postgres would plan no look-up at all: measured, 0.15 ms that tell it from a name that can be."""
+    seen = []
+    for name in ("nobody", "no body", "", "x" * 5000):
+        with count_round_trips() as statements:
+            await client.post("/user", json={"username": name, "password": PASSWORD})
+        seen.append([re.sub(r"'[^']*'(?:::\w+)?", "?", statement) for statement in statements])
+    assert all(statements == seen[0] for statements in seen)
+
+
 async def test_a_name_over_its_length_costs_a_hash_like_any_other(client: Client, dsn: Dsn) -> None:
     await client.post("/user", json={"username": "x" * 5000, "password": "y" * 2000})
     assert rows(dsn, "SELECT kind, user_id FROM gatepost.events") == [("authn_login_fail", None)]

@@ -1,10 +1,13 @@
-"""When a login is answered, by what is stored. Nothing here is timed against the wall; the figures are issue 4's."""
+"""When a login is answered, by what is stored. Nothing here is timed against the wall: that is `make timing`."""
 
+import random
 from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+from bench import timing
+from bench.service import ServiceError
 
 from gatepost.config import Config
 from gatepost.credentials import Credentials, Setting, Stored, foreign, hashing
@@ -172,3 +175,38 @@ def test_a_dummy_of_a_foreign_kind_has_no_pepper_and_is_prepared_as_those_are() 
     assert parse(setting.phc).scheme == BCRYPT
     assert setting_of(parse(setting.phc)) == setting.phc
     it.close()
+
+
+def test_the_rank_test_of_make_timing_is_the_share_of_pairs_in_which_the_other_is_slower() -> None:
+    one, other = [random.randrange(20) for _ in range(90)], [random.randrange(5, 25) for _ in range(110)]
+    pairs = [(b > a) + (a == b) / 2 for a in one for b in other]
+    assert timing.auc(one, other) == pytest.approx(sum(pairs) / len(pairs))
+    assert timing.auc(one, one) == pytest.approx(0.5)
+    assert timing.auc([1, 2], [3, 4]) == 1
+    assert timing.auc([3, 4], [1, 2]) == 0
+
+
+def test_make_timing_judges_every_pair_alone_and_at_saturation() -> None:
+    alike, slow = (
+        {"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [1.0, 2.0]},
+        {"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [3.0, 4.0]},
+    )
+    table, figures = timing.matrix(alike, slow)
+    assert figures == [0.5, 0.5, 0.5, 1.0, 0.5, 1.0]
+    assert "| a | 1500.00 / 1500.00 | 0.500 / 0.500 | 0.500 / 1.000 |" in table
+
+
+def test_make_timing_stops_at_answers_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can read the difference need not time it."""
+
+    class Telling:
+        def __init__(self, _port: int) -> None: ...
+
+        def close(self) -> None: ...
+
+        def ask(self, _path: str, document: dict[str, str]) -> tuple[float, bytes]:
+            return 0.1, b"401" + document["username"][:1].encode()
+
+    monkeypatch.setattr(timing, "Connection", Telling)
+    with pytest.raises(ServiceError, match="differ"):
+        timing.measure(0, timing.ours(), 1, 1)

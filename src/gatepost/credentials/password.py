@@ -35,7 +35,8 @@ def secret_bytes(password: str, norm: str, max_length: int) -> bytes | None:
     if len(password) > SPREAD * max_length:
         return None
     try:
-        prepared = prepare(password)
+        # The profile would refuse these too, and take ten times as long as for a password that can be one.
+        prepared = None if password.isascii() and not password.isprintable() else prepare(password)
     except InvalidPassword:
         prepared = None
     if norm != RAW:

@@ -46,7 +46,7 @@ _FIND_SETTING = Statement(
 )
 
 
-async def find_setting(connection: Connection, canonical: str | None) -> Setting | None:
+async def find_setting(connection: Connection, canonical: str) -> Setting | None:
     """How the password of this name was hashed; None for nobody's name and for a user without a password."""
     row = await _FIND_SETTING.first(connection, canonical=canonical)
     return Setting(*row) if row else None
@@ -55,7 +55,7 @@ async def find_setting(connection: Connection, canonical: str | None) -> Setting
 class Attempt(NamedTuple):
     """A login to be decided: ``digest`` is what the given password has under ``setting``."""
 
-    canonical: str | None
+    canonical: str
     setting: Setting
     digest: bytes
     token_hash: bytes
