@@ -151,6 +151,7 @@ def test_what_stands_in_the_way_of_starting_is_one_line_and_nothing_is_half_star
                 variables |= {"GATEPOST_DB__HOST": "127.0.0.1", "GATEPOST_DB__PORT": "1"}
             case "schema newer":
                 rows(dsn, "UPDATE gatepost.alembic_version SET version_num = '9999'")
+                rows(dsn, "COMMENT ON TABLE gatepost.alembic_version IS NULL")
             case "bad key":
                 (tmp_path / "config.json").write_text('{"webserver": {"prot": 1}}')
             case "port 70000":
