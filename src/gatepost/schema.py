@@ -25,7 +25,7 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.pool import Dsn, cannot_connect
 from gatepost.tables import SCHEMA, metadata
 
-# Everybody else queues behind a migration that waits for a table, and their statements end after 1.8 s: it fails
+# Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails
 # before that, and is tried again later.
 LOCK_TIMEOUT = "1s"
 # Two nodes started with --migrate: the second waits here, then finds nothing left to do.
