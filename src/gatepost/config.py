@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -79,6 +80,9 @@ class WebServerConfig(_Section):
         le=65535,
         description="Port on which, and then on which alone, `/metrics`, `/health` and `/admin` are served. "
         "Default: with everything else.",
+    )
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *_Text] = Field(
+        (), description="Networks of the proxies before Gatepost: whose `X-Forwarded-For` is believed."
     )
     shutdown_timeout: float = Field(
         10.0, gt=0, le=300, description="Seconds that requests in flight have to finish after SIGTERM."
@@ -208,6 +212,58 @@ class SessionsConfig(_Section):
     )
 
 
+class ThrottleConfig(_Section):
+    """How many attempts there are: ``burst`` at once, then one more ``every`` so many seconds."""
+
+    account_burst: int = Field(
+        20, ge=1, le=1_000_000, description="Wrong passwords for one name at once, from all unknown places together."
+    )
+    account_every: float = Field(
+        1080,
+        gt=0,
+        le=86400,
+        description="Seconds for one more: with the burst 100 in any day (NIST SP 800-63B-4 §3.2.2: at most 100).",
+    )
+    place_burst: int = Field(
+        10,
+        ge=1,
+        le=1_000_000,
+        description="Wrong passwords for one name at once, from one place (IPv4 /24, IPv6 /56).",
+    )
+    place_every: float = Field(
+        960, gt=0, le=86400, description="Seconds for one more: with the burst 100 in any day."
+    )
+    network_burst: int = Field(
+        100,
+        ge=1,
+        le=1_000_000,
+        description="Wrong logins from one place at once, whatever the names; many may share it.",
+    )
+    network_every: float = Field(
+        1, gt=0, le=86400, description="Seconds for one more: the typing errors of a large office fit in."
+    )
+    registration_burst: int = Field(
+        30, ge=1, le=1_000_000, description="Registrations from one place at once: a class signs up in its lesson."
+    )
+    registration_every: float = Field(120, gt=0, le=86400, description="Seconds for one more.")
+    code_burst: int = Field(
+        20, ge=1, le=1_000_000, description="Wrong reset codes from one place at once; none can be guessed anyway."
+    )
+    code_every: float = Field(60, gt=0, le=86400, description="Seconds for one more.")
+    lookup_burst: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Tokens that are none, from one place at once; a valid one always passes.",
+    )
+    lookup_every: float = Field(
+        0.1, gt=0, le=86400, description="Seconds for one more: apps that go on asking after their session has ended."
+    )
+    exempt: Annotated[tuple[IPvAnyNetwork, ...], *_Text] = Field(
+        (), description="Networks that are no place: own backends, which ask for all users."
+    )
+
+
 class EventsConfig(_Section):
     """The record of what happened."""
 
@@ -256,6 +312,7 @@ class Config(BaseSettings):
     accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
     passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
+    throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 

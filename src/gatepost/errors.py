@@ -147,6 +147,26 @@ class RegistrationClosed(Problem):
     code = "registration_closed"
 
 
+class TooManyAttempts(Problem):
+    """Too many attempts: wait before the next one."""
+
+    status = 429
+    code = "too_many_attempts"
+    headers: Mapping[str, str] = {"Retry-After": "1", "RateLimit": "", "RateLimit-Policy": ""}
+
+    def __init__(self, limit: str, quota: int, window: int, seconds: int) -> None:
+        """``limit`` is the name of what stands in the way: ``quota`` attempts, all of them had anew after ``window``
+        seconds, and one after ``seconds``. The fields are those of draft-ietf-httpapi-ratelimit-headers-11.
+        """
+        super().__init__()
+        self.limit, self.seconds = limit, max(1, seconds)
+        self.headers = {
+            "Retry-After": str(self.seconds),
+            "RateLimit": f'"{limit}";r=0;t={self.seconds}',
+            "RateLimit-Policy": f'"{limit}";q={quota};w={max(1, window)}',
+        }
+
+
 class UsernameTaken(Problem):
     """An account of this name exists already."""
 

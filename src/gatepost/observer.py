@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 
-from gatepost.errors import Problem, Unavailable
+from gatepost.errors import Problem, TooManyAttempts, Unavailable
 from gatepost.logs import log
 from gatepost.metrics import BUCKETS, OUTCOMES, Durations, Metrics
 from gatepost.operation import Operation
@@ -71,6 +71,8 @@ class Observer:
         durations.total += seconds
         if series.login is not None:
             series.login.inc()
+        if isinstance(problem, TooManyAttempts):
+            self._metrics.throttled.labels(problem.limit).inc()
         if series.told:
             line = {
                 "request_id": name_request(request, response),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 
 from aiohttp import web
 
-from gatepost import events, schema
+from gatepost import events, schema, throttle
 from gatepost.accounts import handlers as accounts
 from gatepost.admin import handlers as admin
 from gatepost.admin import record
@@ -32,18 +32,22 @@ from gatepost.ops import handlers as ops
 from gatepost.ops import instruments, openapi
 from gatepost.ops.instruments import Census
 from gatepost.recovery import handlers as recovery
+from gatepost.sessions import failures, upkeep
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions import own as own_sessions
-from gatepost.sessions import upkeep
-from gatepost.sessions.guard import LAST_SEEN, LOOKUP
+from gatepost.sessions.failures import FailedLookups
+from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
+from gatepost.throttle import Throttle
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
     DATABASE,
     MAX_BODY,
     METRICS,
+    PASSED_OVER,
+    THROTTLE,
     QuietLogger,
     cors,
     mount,
@@ -99,6 +103,7 @@ class WebServer:
         self.operators = self._application(OPERATOR_ROUTES, observer) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
+        self._share(PASSED_OVER, [])
         self.app[ops.DOCUMENT] = api_document()
         self.app[ops.FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
@@ -151,6 +156,7 @@ class WebServer:
         lookup = Lookup(lookups, self.config.sessions.idle_timeout)
         self._share(DATABASE, database)
         self._share(CREDENTIALS, credentials)
+        self._share(THROTTLE, await Throttle.open(self.config.throttle, database))
         self._share(LOOKUP, lookup)
         self._share(ops.CENSUS, Census(self.metrics, database))
         instruments.follow(self.metrics, credentials, lookup, {"requests": database, "checks": lookups})
@@ -178,8 +184,12 @@ class WebServer:
         self._share(LAST_SEEN, last_seen)
         self._resources.push_async_callback(_at_last, last_seen.write)
         await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
+        failed = FailedLookups(database, self.app[THROTTLE])
+        self._share(FAILED_LOOKUPS, failed)
+        await self._resources.enter_async_context(every(failures.INTERVAL, failed.write))
         sweeps = {
             "sessions": partial(upkeep.sweep, database),
+            "throttles": partial(throttle.sweep, database),
             "events": partial(events.sweep, database, self.config.events.retention),
         }
         for table, sweep in sweeps.items():

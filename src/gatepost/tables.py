@@ -5,7 +5,18 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, INET, JSONB, TIMESTAMP, UUID
 
-__all__ = ["SCHEMA", "deployment_keys", "events", "metadata", "password_resets", "passwords", "sessions", "users"]
+__all__ = [
+    "SCHEMA",
+    "deployment_keys",
+    "events",
+    "known_places",
+    "metadata",
+    "password_resets",
+    "passwords",
+    "sessions",
+    "throttles",
+    "users",
+]
 
 SCHEMA = "gatepost"
 
@@ -155,6 +166,29 @@ password_resets = sa.Table(
     _now("created_at"),
     sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
     sa.CheckConstraint("octet_length(code_hash) = 32", name="code_hash_length"),
+)
+
+# The places from which a user has signed in: guessing from elsewhere does not stand in the way there.
+known_places = sa.Table(
+    "known_places",
+    metadata,
+    sa.Column("user_id", UUID(as_uuid=True), sa.ForeignKey(users.c.id, ondelete="CASCADE"), primary_key=True),
+    # HMAC of the network (IPv4 /24, IPv6 /56).
+    sa.Column("place", BYTEA, primary_key=True),
+    _now("seen_at"),
+    sa.CheckConstraint("octet_length(place) = 16", name="place_length"),
+)
+
+# Buckets of attempts (throttle.py). A row is one key and one moment, and is deleted when that has passed.
+throttles = sa.Table(
+    "throttles",
+    metadata,
+    # A letter for the kind, and an HMAC: neither names nor addresses.
+    sa.Column("key", BYTEA, primary_key=True, nullable=False),
+    # When the bucket is full again. In no index, and with room on each page: so an update touches no index.
+    sa.Column("due", TIMESTAMP(timezone=True), nullable=False),
+    sa.CheckConstraint("octet_length(key) = 16", name="key_length"),
+    # And storage parameters (migration 0004), which SQLAlchemy knows of indexes only.
 )
 
 # What happened. user_id is no foreign key: an event outlives the account it speaks of.

@@ -13,7 +13,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
-from gatepost import strictjson
+from gatepost import addresses, strictjson
 from gatepost.config import Config
 from gatepost.credentials import Credentials
 from gatepost.db import Database
@@ -27,13 +27,17 @@ from gatepost.errors import (
     Problem,
     UnsupportedMediaType,
 )
+from gatepost.logs import log
 from gatepost.metrics import Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
+from gatepost.throttle import Throttle
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 METRICS = web.AppKey("metrics", Metrics)
+THROTTLE = web.AppKey("throttle", Throttle)
+PASSED_OVER = web.AppKey("passed_over", list[str])
 
 MAX_BODY = 8192
 MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size
@@ -181,7 +185,9 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
             return
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
         response.headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"
-        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = f"Retry-After, {REQUEST_ID}"
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = (
+            f"RateLimit, RateLimit-Policy, Retry-After, {REQUEST_ID}"
+        )
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = response.headers.get(hdrs.ALLOW, "")
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = f"Authorization, Content-Type, {REQUEST_ID}"
@@ -263,9 +269,20 @@ def _field_error(error: Any) -> FieldError:
 
 
 def client_ip(request: web.Request) -> str | None:
-    """The peer's address, or None on a Unix socket."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    return str(peer[0]).split("%")[0] if isinstance(peer, tuple) else None
+    """The client's address: the peer's, or what trusted proxies say of it. None on a Unix socket."""
+    peername = request.transport.get_extra_info("peername") if request.transport else None
+    peer = addresses.parse(str(peername[0]).partition("%")[0]) if isinstance(peername, tuple) else None
+    if peer is None:
+        return None
+    forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
+    if not forwarded:
+        return str(peer)
+    trusted = request.app[CONFIG].webserver.trusted_proxies
+    if not trusted and peer.is_private and not (noted := request.app[PASSED_OVER]):
+        # A proxy of our own that is not trusted makes all its clients one, and each of them can shut the others out.
+        noted.append(hdrs.X_FORWARDED_FOR)
+        log.warning("X-Forwarded-For of a private address is not believed: a proxy for webserver.trusted_proxies?")
+    return str(addresses.client(peer, forwarded, trusted))
 
 
 def user_agent(request: web.Request) -> str | None:

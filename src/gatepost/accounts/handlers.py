@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -11,23 +11,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.accounts import policy, profile, queries
-from gatepost.credentials import Setting
 from gatepost.errors import (
     ForeignOrigin,
     LastAdmin,
     Overloaded,
     RegistrationClosed,
+    TooManyAttempts,
     Unauthorized,
     Unavailable,
     UsernameTaken,
     WrongPassword,
 )
+from gatepost.names import canonical
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
+from gatepost.throttle import given_back_unless_judged, take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, client_ip, json_response, read_body, user_agent
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, client_ip, json_response, read_body, user_agent
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class Registered(TypedDict):
     Registered,
     status=201,
     body=Registration,
-    problems=(RegistrationClosed, UsernameTaken, Overloaded, Unavailable),
+    problems=(RegistrationClosed, UsernameTaken, TooManyAttempts, Overloaded, Unavailable),
     event="user_created",
 )
 async def register(request: web.Request) -> web.Response:
@@ -60,11 +62,12 @@ async def register(request: web.Request) -> web.Response:
     if config.accounts.registration == "closed":
         raise RegistrationClosed
     asked = await read_body(request, Registration)
-    username, canonical = policy.judge(asked.username, asked.password, config.passwords)
-    password = await request.app[CREDENTIALS].create(asked.password)
-    user = await request.app[DATABASE].write(
-        queries.create, username, canonical, password, ip=client_ip(request), user_agent=user_agent(request)
-    )
+    username, compared = policy.judge(asked.username, asked.password, config.passwords)
+    database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
+    taken = await database.read(take, throttle.for_registration(throttle.place_of(ip)))
+    async with given_back_unless_judged(database, taken):
+        password = await request.app[CREDENTIALS].create(asked.password)
+    user = await database.write(queries.create, username, compared, password, ip=ip, user_agent=user_agent(request))
     return json_response(Registered(user=user.public()), status=201)
 
 
@@ -136,30 +139,29 @@ class Renewed(TypedDict):
     expires_at: str
 
 
-@operation(
-    Renewed,
-    body=PasswordChange,
-    problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin),
-    event="authn_password_change",
-)
+PASSWORD_PROBLEMS = (WrongPassword, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin)
+
+
+@operation(Renewed, body=PasswordChange, problems=PASSWORD_PROBLEMS, event="authn_password_change")
 @guarded
 async def change_password(request: web.Request, session: Session) -> web.Response:
     """Change my password; every other session of mine ends."""
     asked = await read_body(request, PasswordChange)
-    database, token = request.app[DATABASE], str(uuid.uuid4())
+    database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
+    # First, since what is wrong with the new one must not cost an attempt at the current one.
+    policy.judge_password("new", asked.new, canonical(session.username), request.app[CONFIG].passwords)
 
     async def attempt() -> datetime:
-        name, current = await _check(request, session, asked.current)
-        policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-        new = await request.app[CREDENTIALS].create(asked.new)
-        return await database.write(
-            queries.change_password,
-            session.user_id,
-            _origin(request, session),
-            current=current,
-            new=new,
-            token_hash=hash_token(token),
-        )
+        async with _checked(request, session, asked.current) as current:
+            return await database.write(
+                queries.change_password,
+                session.user_id,
+                _origin(request, session),
+                current=current,
+                new=await request.app[CREDENTIALS].create(asked.new),
+                token_hash=hash_token(token),
+                place=throttle.known_place(throttle.place_of(client_ip(request))),
+            )
 
     expires_at = await _unless_changed(attempt)
     response = json_response(Renewed(session_id=token, expires_at=timestamp(expires_at)))
@@ -176,20 +178,16 @@ class Goodbye(BaseModel):
     password: str = Field(repr=False)
 
 
-@operation(
-    Done,
-    body=Goodbye,
-    problems=(WrongPassword, Overloaded, Unavailable, ForeignOrigin, LastAdmin),
-    event="user_deleted",
-)
+@operation(Done, body=Goodbye, problems=(*PASSWORD_PROBLEMS, LastAdmin), event="user_deleted")
 @guarded
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""
     asked = await read_body(request, Goodbye)
 
     async def attempt() -> None:
-        _, current = await _check(request, session, asked.password)
-        await request.app[DATABASE].write(queries.delete, session.user_id, _origin(request, session), current=current)
+        async with _checked(request, session, asked.password) as current:
+            origin = _origin(request, session)
+            await request.app[DATABASE].write(queries.delete, session.user_id, origin, current=current)
 
     await _unless_changed(attempt)
     response = json_response(Done(status="success"))
@@ -205,14 +203,17 @@ async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
     raise Unavailable("The password was being changed: try again.")
 
 
-async def _check(request: web.Request, session: Session, password: str) -> tuple[str, tuple[Setting, bytes]]:
-    """The user's canonical name, and what SQL needs to decide whether this is the user's password."""
-    secret = await request.app[DATABASE].read(queries.find_secret, session.user_id)
+@contextlib.asynccontextmanager
+async def _checked(request: web.Request, session: Session, password: str) -> AsyncIterator[queries.Current]:
+    """What SQL needs to decide whether this is the user's password. An attempt at it is taken from the throttles."""
+    database, credentials = request.app[DATABASE], request.app[CREDENTIALS]
+    buckets = request.app[THROTTLE].for_password(session.user_id)
+    secret, taken = await database.read(queries.find_secret, session.user_id, buckets)
     if secret is None:
         raise Unauthorized
-    credentials = request.app[CREDENTIALS]
     setting = secret.setting or credentials.dummy(secret.canonical)
-    return secret.canonical, (setting, await credentials.digest(setting, password))
+    async with given_back_unless_judged(database, taken):
+        yield queries.Current(setting, await credentials.digest(setting, password), taken)
 
 
 @operation(dict[str, Any])

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from gatepost.errors import LastAdmin, Unauthorized, UsernameTaken, WrongPasswor
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import User
 from gatepost.tables import passwords, users
+from gatepost.throttle import Bucket, Taken, given_back, judge, parameters
 
 _CREATE = Statement("""
     WITH account AS (
@@ -156,17 +157,30 @@ class Secret(NamedTuple):
     setting: Setting | None
 
 
-_FIND_SECRET = Statement(
-    sa.select(users.c.canonical, passwords.c.setting, passwords.c.pepper, passwords.c.norm)
-    .outerjoin_from(users, passwords)
-    .where(users.c.id == sa.bindparam("id"))
-)
+class Current(NamedTuple):
+    """The digest that a given password has under ``setting``, and what the attempt took from the throttles."""
+
+    setting: Setting
+    digest: bytes
+    taken: Taken = Taken()
 
 
-async def find_secret(connection: Connection, user_id: str) -> Secret | None:
-    """What checking this user's password needs."""
-    row = await _FIND_SECRET.first(connection, id=user_id)
-    return Secret(row[0], Setting(*row[1:]) if row[1] else None) if row else None
+_FIND_SECRET = Statement("""
+    SELECT t.*, u.canonical, p.setting, p.pepper, p.norm
+    FROM gatepost.take(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[])) t
+        LEFT JOIN gatepost.users u ON u.id = :id LEFT JOIN gatepost.passwords p ON p.user_id = u.id
+""")
+
+
+async def find_secret(connection: Connection, user_id: str, buckets: Sequence[Bucket]) -> tuple[Secret | None, Taken]:
+    """Take from the throttles, and what checking this user's password needs: one round trip.
+
+    May run twice, as `throttle.take` says. Raises TooManyAttempts.
+    """
+    row = await _FIND_SECRET.first(connection, id=user_id, **parameters(buckets))
+    assert row is not None
+    taken, (canonical, *setting) = judge(buckets, row)
+    return Secret(canonical, Setting(*setting) if setting[0] else None) if canonical else None, taken
 
 
 # Both lock the user's row first, so that a login, a change and a disabling of one user come one after the other, and
@@ -202,7 +216,12 @@ _CHANGE_PASSWORD = Statement(
         RETURNING s.user_id, s.handle
     ), forgotten AS (
         DELETE FROM gatepost.password_resets r USING bumped b WHERE r.user_id = b.id
-    ), recorded AS (
+    ), mistrusted AS (
+        DELETE FROM gatepost.known_places k USING bumped b
+        WHERE k.user_id = b.id AND k.place IS DISTINCT FROM CAST(:place AS bytea)
+    ), """
+    + given_back("mine WHERE matches")
+    + """, recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT CASE WHEN matches THEN 'authn_password_change' ELSE 'authn_password_change_fail' END,
             id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb)
@@ -221,26 +240,28 @@ async def change_password(
     user_id: str,
     origin: Origin,
     *,
-    current: tuple[Setting, bytes],
+    current: Current,
     new: Stored,
     token_hash: bytes,
+    place: bytes | None = None,
 ) -> datetime:
     """Keep ``new``, end every other session, let this one go on under ``token_hash``; until when it does.
 
-    ``current``: the setting and the digest that the given password has under it.
+    Of the places from which the user has signed in, only ``place`` stays known: another may be a thief's.
     Raises WrongPassword, Unauthorized, SettingChanged.
     """
-    setting, digest = current
     row = await _CHANGE_PASSWORD.first(
         connection,
         id=user_id,
-        setting=setting.phc,
-        digest=digest,
+        setting=current.setting.phc,
+        digest=current.digest,
         new_setting=new.setting.phc,
         new_digest=new.digest,
         new_norm=new.norm,
         new_pepper=new.setting.pepper,
         token_hash=token_hash,
+        place=place,
+        **current.taken.parameters(),
         **origin._asdict(),
     )
     _decided(row)
@@ -251,8 +272,8 @@ async def change_password(
 
 _DELETE = Statement(
     _MINE
-    + """
-    recorded AS (
+    + given_back("mine WHERE matches")
+    + """, recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
         SELECT CASE WHEN matches THEN 'user_deleted' ELSE 'authn_password_change_fail' END,
             id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM mine WHERE unchanged
@@ -264,14 +285,20 @@ _DELETE = Statement(
 )
 
 
-async def delete(connection: Connection, user_id: str, origin: Origin, *, current: tuple[Setting, bytes]) -> None:
+async def delete(connection: Connection, user_id: str, origin: Origin, *, current: Current) -> None:
     """Delete the account and all that hangs on it; its events stay, with an id that names nobody any more.
 
     Raises WrongPassword, Unauthorized, SettingChanged, LastAdmin.
     """
-    setting, digest = current
     with naming({"users_last_admin": LastAdmin}):
-        row = await _DELETE.first(connection, id=user_id, setting=setting.phc, digest=digest, **origin._asdict())
+        row = await _DELETE.first(
+            connection,
+            id=user_id,
+            setting=current.setting.phc,
+            digest=current.digest,
+            **current.taken.parameters(),
+            **origin._asdict(),
+        )
     _decided(row)
 
 
@@ -297,6 +324,8 @@ _EXPORT = Statement("""
             'last_seen_at', s.last_seen_at, 'expires_at', s.expires_at, 'ip', host(s.ip),
             'user_agent', s.user_agent) ORDER BY s.created_at), '[]')
             FROM gatepost.sessions s WHERE s.user_id = u.id),
+        'known_places', (SELECT coalesce(json_agg(json_build_object('seen_at', k.seen_at) ORDER BY k.seen_at), '[]')
+            FROM gatepost.known_places k WHERE k.user_id = u.id),
         'events', (SELECT coalesce(json_agg(json_build_object('at', e.at, 'kind', e.kind,
             'session_handle', e.session_handle, 'ip', host(e.ip), 'user_agent', e.user_agent,
             'detail', e.detail) ORDER BY e.id), '[]')

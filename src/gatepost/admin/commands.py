@@ -21,6 +21,7 @@ from gatepost.db import Database
 from gatepost.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
 from gatepost.sessions.session import SessionDocument, timestamp
+from gatepost.throttle import Throttle
 
 _REVOCATION = Revocation("admin", OPERATOR.id, OPERATOR.ip, OPERATOR.user_agent, OPERATOR.by)
 _BATCH = 1000
@@ -251,6 +252,24 @@ def sign_out(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOp
         say(f"Ended {ended} session{'' if ended == 1 else 's'}.")
 
 
+def unlock(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
+    """Let a user try again at once whose attempts at a password are used up."""
+    settings = Config.load(config)
+
+    async def work(database: Database) -> Managed:
+        user = await _find(database, name)
+        ranges = (await Throttle.open(settings.throttle, database)).of_account(user.canonical, user.id)
+        if not await database.write(queries.unlock, user.id, ranges, OPERATOR):
+            raise _unknown(name)
+        return user
+
+    user = with_database(settings, work)
+    if as_json:
+        print_json({"status": "success"})
+    else:
+        say(f"{user.username} can try again.")
+
+
 def register(user: typer.Typer) -> None:
     """Add the commands to `gatepost user`."""
     user.command("add")(add)
@@ -263,6 +282,7 @@ def register(user: typer.Typer) -> None:
     user.command("reset")(start_reset)
     user.command("sessions")(list_sessions)
     user.command("sign-out")(sign_out)
+    user.command("unlock")(unlock)
 
 
 def _judged(roles: Sequence[str]) -> list[str]:

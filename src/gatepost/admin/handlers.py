@@ -15,7 +15,17 @@ from gatepost.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
-from gatepost.web import CONFIG, DATABASE, client_ip, json_response, path_id, read_body, read_query, user_agent
+from gatepost.web import (
+    CONFIG,
+    DATABASE,
+    THROTTLE,
+    client_ip,
+    json_response,
+    path_id,
+    read_body,
+    read_query,
+    user_agent,
+)
 
 # Not strict: in a query string, numbers are text.
 Limit = Annotated[int, Field(strict=False, ge=1, le=100)]
@@ -203,6 +213,17 @@ async def end_session(request: web.Request, session: Session) -> web.Response:
     return json_response(Done(status="success"))
 
 
+@operation(Done, problems=(NotFound, ForeignOrigin))
+@guarded_for("admin")
+async def unlock(request: web.Request, session: Session) -> web.Response:
+    """Let a user try again at once whose attempts are used up."""
+    user = await _user(request)
+    ranges = request.app[THROTTLE].of_account(user.canonical, user.id)
+    if not await request.app[DATABASE].write(queries.unlock, user.id, ranges, _actor(request, session)):
+        raise NotFound
+    return json_response(Done(status="success"))
+
+
 async def _user(request: web.Request) -> Managed:
     user = await request.app[DATABASE].read(queries.read, path_id(request, "id"))
     if user is None:
@@ -232,4 +253,5 @@ routes = [
     web.get("/admin/users/{id}/sessions", list_sessions),
     web.delete("/admin/users/{id}/sessions", end_sessions),
     web.delete("/admin/users/{id}/sessions/{handle}", end_session),
+    web.delete("/admin/users/{id}/throttle", unlock),
 ]

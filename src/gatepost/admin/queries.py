@@ -263,6 +263,30 @@ async def start_reset(connection: Connection, user_id: str, reset: Reset, actor:
     return row[0] if row else None
 
 
+_UNLOCK = Statement(f"""
+    WITH u AS (
+        SELECT id FROM gatepost.users WHERE id = :id
+    ), freed AS (
+        DELETE FROM gatepost.throttles WHERE key IN (
+            SELECT t.key
+            FROM u, unnest(CAST(:firsts AS bytea[]), CAST(:lasts AS bytea[])) AS w (first, last)
+                JOIN gatepost.throttles t ON t.key BETWEEN w.first AND w.last
+            ORDER BY t.key FOR UPDATE OF t)
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'authn_login_unlock', id, {_BY}, {_NOTE} FROM u
+    )
+    SELECT id FROM u
+""")
+
+
+async def unlock(connection: Connection, user_id: str, ranges: Sequence[tuple[bytes, bytes]], actor: Actor) -> bool:
+    """Fill the throttles of a user again, by their keys (`Throttle.of_account`). False when there is no such user."""
+    firsts, lasts = zip(*ranges, strict=True)
+    row = await _UNLOCK.first(connection, id=user_id, firsts=list(firsts), lasts=list(lasts), **_acting(actor))
+    return row is not None
+
+
 class EventFilter(NamedTuple):
     """Which events to list; None asks for nothing. From ``since``, up to but without ``until``."""
 

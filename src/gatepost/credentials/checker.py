@@ -13,6 +13,7 @@ from gatepost.credentials.kinds import DIGEST_BYTES, SALT_BYTES, Argon2, Invalid
 from gatepost.credentials.password import NORM, RAW, Setting, Stored, prepare, secret_bytes
 from gatepost.credentials.population import Population, stored_schemes
 from gatepost.db import Connection, Database, Statement
+from gatepost.deployment import deployment_key
 from gatepost.errors import Problem, Unavailable
 from gatepost.logs import log
 
@@ -22,20 +23,6 @@ if TYPE_CHECKING:
 
 class MissingPepper(Exception):
     """Passwords are stored that the configuration cannot check; the message names the pepper."""
-
-
-# ON CONFLICT DO NOTHING returns no row, and the snapshot may not hold the row that won: so it is written over itself.
-_DEPLOYMENT_KEY = Statement("""
-    INSERT INTO gatepost.deployment_keys (name, key) VALUES (:name, :key)
-    ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING key
-""")
-
-
-async def _deployment_key(connection: Connection, name: str, proposal: bytes) -> bytes:
-    """The secret of this name that all nodes share; the first node to ask creates it."""
-    row = await _DEPLOYMENT_KEY.first(connection, name=name, key=proposal)
-    assert row is not None
-    return bytes(row[0])
 
 
 _UNKNOWN_PEPPER = Statement(
@@ -59,10 +46,10 @@ class Checked(NamedTuple):
 class Credentials:
     """Makes and checks digests, a bounded number at a time, off the event loop.
 
-    ``deployment_key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it.
+    ``key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it.
     """
 
-    def __init__(self, config: PasswordsConfig, deployment_key: bytes) -> None:
+    def __init__(self, config: PasswordsConfig, key: bytes) -> None:
         self._costs = Argon2(
             "argon2id", 19, config.memory_kib, config.iterations, config.parallelism, DIGEST_BYTES, bytes(SALT_BYTES)
         )
@@ -73,14 +60,14 @@ class Credentials:
         self._max_length = config.max_length
         self.hasher = Hasher(config.threads, config.queue)
         self.threads = self.hasher.threads
-        self._population = Population(deployment_key, self._costs)
+        self._population = Population(key, self._costs)
         self._database: Database | None = None
         self._looking: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, config: PasswordsConfig, database: Database) -> Self:
         """Ready to hash for this deployment. Raises MissingPepper when stored digests need one we do not have."""
-        key = await database.write(_deployment_key, "unknown names", secrets.token_bytes(32))
+        key = await deployment_key(database, "unknown names")
         missing = await database.read(_unknown_pepper, list(config.peppers))
         if missing is not None:
             raise MissingPepper(f"passwords are stored with the pepper {missing!r}: add it to passwords.peppers")

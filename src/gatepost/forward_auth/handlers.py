@@ -38,6 +38,8 @@ async def forward(request: web.Request) -> web.Response:
     """
     demand = read_query(request, Demand)
     session = await caller(request, _asked(request))
+    if session is None:
+        raise Unauthorized  # never 429: to nginx that is an error, to its client 500
     if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):
         raise Forbidden
     return web.Response(

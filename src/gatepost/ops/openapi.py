@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, Unauthorized
+from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, TooManyAttempts, Unauthorized
 from gatepost.operation import Operation
 from gatepost.ops.refusals import ANYWHERE, BODY, QUERY, TOKEN, ProblemDocument, Refusal, markdown, prose
 from gatepost.sessions.guard import GUARDED
@@ -47,6 +47,14 @@ _SECURITY = {
 _HEADERS: dict[str, Json] = {
     "Allow": {"description": "The methods of this resource.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Nothing here may be kept.", "schema": {"const": "no-store"}},
+    "RateLimit": {
+        "description": "The limit that is used up, and the seconds until the next attempt (IETF draft).",
+        "schema": {"type": "string"},
+    },
+    "RateLimit-Policy": {
+        "description": "How much it holds, and the seconds until it is full again (IETF draft).",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {
         "description": "Seconds to wait before the next try.",
         "schema": {"type": "integer", "minimum": 0},
@@ -185,6 +193,7 @@ def _operation(path: str, method: str, handler: Handler, note: Operation, compon
     refusals += QUERY if note.query else ()
     refusals += [Refusal.of(NotFound)] if "{" in path else []  # nothing has a name that no text can hold
     refusals += TOKEN if has_token else ()
+    refusals += [Refusal.of(TooManyAttempts)] if handler in GUARDED else []
     refusals += [Refusal.of(Forbidden)] if role else []
     refusals += [Refusal.of(ForeignOrigin)] if has_token and method != hdrs.METH_GET else []
     # Only a public GET can do without the database; one that does not says so itself.

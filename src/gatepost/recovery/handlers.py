@@ -4,14 +4,16 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
-from gatepost.errors import InvalidCode, Overloaded, Unavailable
+from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
 from gatepost.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done
+from gatepost.throttle import given_back_unless_judged
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
     DATABASE,
+    THROTTLE,
     client_ip,
     json_response,
     read_body,
@@ -28,17 +30,32 @@ class Redemption(BaseModel):
     new: str = Field(repr=False)
 
 
-@operation(Done, body=Redemption, problems=(InvalidCode, Overloaded, Unavailable), event="authn_password_change")
+@operation(
+    Done,
+    body=Redemption,
+    problems=(InvalidCode, TooManyAttempts, Overloaded, Unavailable),
+    event="authn_password_change",
+)
 async def redeem(request: web.Request) -> web.Response:
     """Choose a new password with a code; every session ends."""
     asked = await read_body(request, Redemption)
-    database, code_hash = request.app[DATABASE], queries.hash_code(asked.code)
-    name = await database.read(queries.find_reset, code_hash)
+    database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
+    place, code_hash = throttle.place_of(ip), queries.hash_code(asked.code)
+    name, taken = await database.read(queries.find_reset, code_hash, throttle.for_code(place))
     if name is None:
         raise InvalidCode
-    policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-    new = await request.app[CREDENTIALS].create(asked.new)
-    await database.write(queries.redeem, code_hash, new, ip=client_ip(request), user_agent=user_agent(request))
+    async with given_back_unless_judged(database, taken):
+        policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
+        new = await request.app[CREDENTIALS].create(asked.new)
+    await database.write(
+        queries.redeem,
+        code_hash,
+        new,
+        ip=ip,
+        user_agent=user_agent(request),
+        place=throttle.known_place(place),
+        taken=taken,
+    )
     return json_response(Done(status="success"))
 
 

@@ -1,10 +1,12 @@
 """Password resets in SQL: one function, one statement, one round trip."""
 
 import hashlib
+from collections.abc import Sequence
 
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement
 from gatepost.errors import InvalidCode
+from gatepost.throttle import Bucket, Taken, given_back, judge, parameters
 
 
 def hash_code(code: str) -> bytes:
@@ -13,19 +15,28 @@ def hash_code(code: str) -> bytes:
 
 
 _FIND_RESET = Statement("""
-    SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
-    WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+    SELECT t.*, c.canonical
+    FROM gatepost.take(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[])) t LEFT JOIN (
+        SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
+        WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+    ) c ON true
 """)
 
 
-async def find_reset(connection: Connection, code_hash: bytes) -> str | None:
-    """The canonical name of the user who may choose a new password with this code."""
-    row = await _FIND_RESET.first(connection, code_hash=code_hash)
-    return row[0] if row else None
+async def find_reset(connection: Connection, code_hash: bytes, buckets: Sequence[Bucket]) -> tuple[str | None, Taken]:
+    """Take from the throttles, and the canonical name of the user who may choose a new password with this code.
+
+    May run twice, as `throttle.take` says. Raises TooManyAttempts.
+    """
+    row = await _FIND_RESET.first(connection, code_hash=code_hash, **parameters(buckets))
+    assert row is not None
+    taken, (canonical,) = judge(buckets, row)
+    return canonical, taken
 
 
 # Deleting the code is what redeems it: of two at once, the second finds nothing left to delete.
-_REDEEM = Statement("""
+_REDEEM = Statement(
+    """
     SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash)
     FOR NO KEY UPDATE;
 
@@ -43,7 +54,16 @@ _REDEEM = Statement("""
         UPDATE gatepost.users SET epoch = epoch + 1 WHERE id = (SELECT user_id FROM redeemed)
     ), ended AS (
         DELETE FROM gatepost.sessions WHERE user_id = (SELECT user_id FROM redeemed) RETURNING user_id, handle
-    ), recorded AS (
+    ), mistrusted AS (
+        DELETE FROM gatepost.known_places k USING redeemed r
+        WHERE k.user_id = r.user_id AND k.place IS DISTINCT FROM CAST(:place AS bytea)
+    ), remembered AS (
+        INSERT INTO gatepost.known_places (user_id, place)
+        SELECT user_id, CAST(:place AS bytea) FROM redeemed WHERE CAST(:place AS bytea) IS NOT NULL
+        ON CONFLICT (user_id, place) DO UPDATE SET seen_at = clock_timestamp()
+    ), """
+    + given_back("redeemed")
+    + """, recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT 'authn_password_change', user_id, CAST(NULL AS uuid), CAST(:ip AS inet), :user_agent,
             CAST('{"reason": "reset"}' AS jsonb) FROM redeemed
@@ -52,13 +72,24 @@ _REDEEM = Statement("""
             '{"reason": "password_change"}' FROM ended
     )
     SELECT user_id FROM redeemed
-""")
+"""
+)
 
 
 async def redeem(
-    connection: Connection, code_hash: bytes, new: Stored, *, ip: str | None, user_agent: str | None
+    connection: Connection,
+    code_hash: bytes,
+    new: Stored,
+    *,
+    ip: str | None,
+    user_agent: str | None,
+    place: bytes | None = None,
+    taken: Taken = Taken(),  # noqa: B008 (immutable)
 ) -> None:
-    """Use up a code: keep the new password and end every session. Raises InvalidCode."""
+    """Use up a code: keep the new password and end every session. Raises InvalidCode.
+
+    ``place`` is from now on the only one from which the user is known to sign in; ``taken`` is given back.
+    """
     row = await _REDEEM.first(
         connection,
         code_hash=code_hash,
@@ -68,6 +99,8 @@ async def redeem(
         pepper=new.setting.pepper,
         ip=ip,
         user_agent=user_agent,
+        place=place,
+        **taken.parameters(),
     )
     if row is None:
         raise InvalidCode

@@ -4,26 +4,34 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from gatepost.errors import Forbidden, Unauthorized
+from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.tokens import Asked, session_token
-from gatepost.web import Handler
+from gatepost.web import THROTTLE, Handler, client_ip
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)
+FAILED_LOOKUPS = web.AppKey("failed_lookups", FailedLookups)
 
 GuardedHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
-async def caller(request: web.Request, asked: Asked | None = None) -> Session:
+async def caller(request: web.Request, asked: Asked | None = None) -> Session | None:
     """The session whose token the request carries. Raises what `session_token` raises, and DatabaseUnavailable."""
     session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
-    if session is None:
-        raise Unauthorized
-    request.app[LAST_SEEN].saw(session.token_hash)
+    if session is not None:
+        request.app[LAST_SEEN].saw(session.token_hash)
     return session
+
+
+def no_session(request: web.Request) -> Unauthorized | TooManyAttempts:
+    """What to raise for a token that was looked up and is none. It is counted, and written down later, by itself."""
+    place = request.app[THROTTLE].place_of(client_ip(request))
+    seconds = request.app[FAILED_LOOKUPS].count(place) if place else 0
+    return request.app[THROTTLE].lookup.refusal(seconds) if seconds else Unauthorized()
 
 
 def guarded(handler: GuardedHandler) -> Handler:
@@ -39,6 +47,8 @@ def guarded_for(role: str) -> Callable[[GuardedHandler], Handler]:
 def _guard(handler: GuardedHandler, role: str | None) -> Handler:
     async def guard(request: web.Request) -> web.StreamResponse:
         session = await caller(request)
+        if session is None:
+            raise no_session(request)
         if role is not None and role not in session.roles:
             raise Forbidden
         return await handler(request, session)

@@ -15,16 +15,18 @@ from gatepost.errors import (
     InvalidCredentials,
     Overloaded,
     Problem,
+    TooManyAttempts,
     Unauthorized,
     Unavailable,
 )
 from gatepost.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.operation import operation
 from gatepost.sessions import queries
-from gatepost.sessions.guard import guarded
+from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
+from gatepost.throttle import given_back_unless_judged
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, client_ip, json_response, read_body, user_agent
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, client_ip, json_response, read_body, user_agent
 
 
 class Login(BaseModel):
@@ -55,7 +57,7 @@ class WhoAmIAnswer(TypedDict):
 @operation(
     LoginAnswer,
     body=Login,
-    problems=(InvalidCredentials, Overloaded, Unavailable, ForeignOrigin),
+    problems=(InvalidCredentials, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin),
     any_content_type=True,
     event="authn_login_success",
 )
@@ -86,16 +88,22 @@ async def log_in(request: web.Request) -> web.Response:
 
 async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, queries.Opened | None]:
     """The two statements with the hash between them, no connection held meanwhile."""
-    database, credentials, limits = (
+    database, credentials, throttle, limits = (
         request.app[DATABASE],
         request.app[CREDENTIALS],
+        request.app[THROTTLE],
         request.app[CONFIG].sessions,
     )
-    stored = await database.read(queries.find_setting, name)
+    ip = client_ip(request)
+    place = throttle.place_of(ip)
+    entry = queries.Entry(name, throttle.known_place(place), throttle.for_login(name, place))
+    # A read, since running it twice does no harm.
+    stored, taken = await database.read(queries.find_setting, entry)
     setting = stored or credentials.dummy(name)
-    digest, failure_due = await credentials.check(setting, login.password)
+    async with given_back_unless_judged(database, taken):
+        digest, failure_due = await credentials.check(setting, login.password)
     token = str(uuid.uuid4())
-    attempt = queries.Attempt(name, setting, digest, hash_token(token), client_ip(request), user_agent(request))
+    attempt = queries.Attempt(name, setting, digest, hash_token(token), ip, user_agent(request), entry.place, taken)
     opened = await database.write(
         queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
     )
@@ -117,7 +125,7 @@ async def who_am_i(_request: web.Request, session: Session) -> web.Response:
     return web.Response(body=session.document.encode(), content_type="application/json")
 
 
-@operation(Done, problems=(Unauthorized, ForeignOrigin), event="authn_logout")
+@operation(Done, problems=(Unauthorized, TooManyAttempts, ForeignOrigin), event="authn_logout")
 async def log_out(request: web.Request) -> web.Response:
     """End the session, everywhere and at once."""
     token_hash = hash_token(session_token(request))
@@ -129,7 +137,7 @@ async def log_out(request: web.Request) -> web.Response:
         user_agent=user_agent(request),
     )
     if not ended:
-        raise Unauthorized
+        raise no_session(request)
     response = json_response(Done(status="success"))
     drop_session_cookie(request, response)
     return response
