@@ -30,6 +30,7 @@ from gatepost.config import (
     DbConfig,
     PasswordsConfig,
     SessionsConfig,
+    ThrottleConfig,
     WebServerConfig,
 )
 from gatepost.db import Database, Dsn
@@ -43,6 +44,10 @@ Client = TestClient[web.Request, web.Application]
 PASSWORD = "correct horse battery"
 # The least that the configuration admits: these tests are about behaviour, not about cost.
 CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
+# For tests that guess by the thousand and ask about something else. The others have the limits that everybody has.
+UNLIMITED = ThrottleConfig.model_validate(
+    {key: 1_000_000 if key.endswith("_burst") else 0.001 for key in ThrottleConfig.model_fields if key != "exempt"}
+)
 
 
 def docker_answers() -> bool:

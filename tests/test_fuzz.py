@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerConfig
 from gatepost.server import WebServer
-from tests.conftest import CHEAP, PASSWORD, PostgresServer, db_config
+from tests.conftest import CHEAP, PASSWORD, UNLIMITED, PostgresServer, db_config
 
 TOKEN = b"0af76519-16cd-43dd-8448-eb211c80319c"
 
@@ -89,6 +89,7 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
             accounts=AccountsConfig(registration="open"),
             passwords=CHEAP,
             sessions=SessionsConfig(),
+            throttle=UNLIMITED,
         )
         started: Service | None = None
         ready, stop = threading.Event(), asyncio.Event()

@@ -280,7 +280,7 @@ async def test_a_hostile_setting_that_came_past_everything_is_a_wrong_password_a
     known = await client.post("/user", json={"username": "ada", "password": "not the password"})
     for name, setting in HOSTILE.items():
         caplog.clear()
-        rows(dsn, "UPDATE gatepost.passwords SET setting = %s", setting)
+        rows(dsn, "DELETE FROM gatepost.throttles; UPDATE gatepost.passwords SET setting = %s", setting)
         began = time.monotonic()
         with caplog.at_level(logging.WARNING):
             answer = await client.post("/user", json={"username": "ada", "password": PASSWORD})

@@ -12,6 +12,7 @@ from gatepost.db import Dsn
 from tests.conftest import (
     CHEAP,
     PASSWORD,
+    UNLIMITED,
     Client,
     CountRoundTrips,
     StartServer,
@@ -155,8 +156,8 @@ async def test_a_login_is_two_round_trips_a_check_and_a_logout_one(
 async def test_the_oldest_session_goes_at_one_too_many_even_when_logins_race(
     config: Config, start_server: StartServer, dsn: Dsn
 ) -> None:
-    limits = SessionsConfig(max_per_user=3)
-    client = await start_server(config.model_copy(update={"sessions": limits}))
+    limits = {"sessions": SessionsConfig(max_per_user=3), "throttle": UNLIMITED}
+    client = await start_server(config.model_copy(update=limits))
     await register(client, "ada")
     first = [await log_in(client) for _ in range(4)]
     assert [await status_of(client, token) for token in first] == [401, 200, 200, 200]
@@ -200,7 +201,7 @@ async def test_a_session_of_an_older_epoch_or_a_disabled_user_is_401(
 async def test_the_database_holds_neither_tokens_nor_passwords(client: Client, dsn: Dsn) -> None:
     await register(client, "ada")
     token = await log_in(client)
-    for table in ("users", "passwords", "sessions", "events", "deployment_keys"):
+    for table in ("users", "passwords", "sessions", "events", "deployment_keys", "throttles", "known_places"):
         dump = repr(rows(dsn, f"SELECT t::text FROM gatepost.{table} t"))
         assert token not in dump
         assert PASSWORD not in dump

@@ -9,13 +9,24 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gatepost import pool
+from gatepost.config import Config
 from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.sessions import lookup as lookup_module
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session
-from tests.conftest import Client, CountRoundTrips, eventually, log_in, register, rows, status_of
+from tests.conftest import (
+    UNLIMITED,
+    Client,
+    CountRoundTrips,
+    StartServer,
+    eventually,
+    log_in,
+    register,
+    rows,
+    status_of,
+)
 from tests.test_db import end_backends, locked
 
 
@@ -195,7 +206,10 @@ async def test_a_dead_connection_costs_a_retry_and_no_answer(lookup: Lookup, dsn
         assert await lookup.find(token_hash) is not None
 
 
-async def test_checks_do_not_wait_for_connections_that_logins_hold(client: Client, dsn: Dsn) -> None:
+async def test_checks_do_not_wait_for_connections_that_logins_hold(
+    config: Config, start_server: StartServer, dsn: Dsn
+) -> None:
+    client = await start_server(config.model_copy(update={"throttle": UNLIMITED}))
     await register(client, "ada")
     token = await log_in(client)
     with locked(dsn, "passwords"):

@@ -168,7 +168,7 @@ def test_a_migration_gives_up_on_a_lock_instead_of_queueing_everybody(
     monkeypatch.setattr(schema, "LOCK_TIMEOUT", "100ms")
     holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
     try:
-        holder.cursor().execute("LOCK gatepost.passwords IN ACCESS SHARE MODE")
+        holder.cursor().execute(f"LOCK {', '.join(metadata.tables)} IN ACCESS SHARE MODE")
         with pytest.raises(schema.SchemaError, match="lock timeout"):
             schema.migrate(dsn, "base")
     finally:

@@ -25,7 +25,7 @@ from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerCon
 from gatepost.db import Dsn
 from gatepost.server import WebServer, api_document
 from gatepost.web import _CODES
-from tests.conftest import CHEAP, PASSWORD, PostgresServer, db_config, rows
+from tests.conftest import CHEAP, PASSWORD, UNLIMITED, PostgresServer, db_config, rows
 from tests.documented import Documented
 
 T = TypeVar("T")
@@ -122,6 +122,7 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
             accounts=AccountsConfig(registration="open"),
             passwords=CHEAP,
             sessions=SessionsConfig(),
+            throttle=UNLIMITED,
         )
         with serving(config, documented) as url:
             yield Service(url, dsn)

@@ -222,7 +222,7 @@ class ThrottleConfig(_Section):
         1080,
         gt=0,
         le=86400,
-        description="Seconds for one more: with the burst 100 in any day (NIST SP 800-63B-4 §3.2.2: at most 100).",
+        description="Seconds for one more: with the burst 100 in any day.",
     )
     place_burst: int = Field(
         10,

@@ -1,0 +1,329 @@
+"""Buckets of attempts in Postgres: exact whoever takes at once, by the database's clock, and bounded in space."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+
+import psycopg2
+import pytest
+
+from gatepost import throttle
+from gatepost.config import ThrottleConfig
+from gatepost.db import Connection, Database, Dsn, Statement
+from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, TooManyAttempts, WrongPassword
+from gatepost.throttle import Bucket, Limit, Taken, Throttle
+from tests.conftest import eventually, rows
+
+DAY = 86400
+HOUR = Limit("hour", 3, 3600)
+
+
+def bucket(name: str, limit: Limit = HOUR) -> Bucket:
+    return Bucket(hashlib.sha256(name.encode()).digest()[:16], limit)
+
+
+async def passes(database: Database, *buckets: Bucket) -> bool:
+    try:
+        await database.read(throttle.take, buckets)
+    except TooManyAttempts:
+        return False
+    return True
+
+
+def later(dsn: Dsn, seconds: float) -> None:
+    """As if this much time had passed: what is kept is a moment, so moving it back is the same."""
+    rows(dsn, "UPDATE gatepost.throttles SET due = due - make_interval(secs => %s)", seconds)
+
+
+@pytest.fixture
+async def other_node(dsn: Dsn) -> AsyncIterator[Database]:
+    database = await Database.open(dsn, 8)
+    yield database
+    await database.close()
+
+
+async def test_a_burst_passes_and_then_one_each_interval(database: Database, dsn: Dsn) -> None:
+    assert [await passes(database, bucket("a")) for _ in range(5)] == [True] * 3 + [False] * 2
+    later(dsn, 3590)
+    assert not await passes(database, bucket("a"))
+    later(dsn, 10)
+    assert [await passes(database, bucket("a")) for _ in range(2)] == [True, False]
+    later(dsn, 10 * DAY)
+    assert [await passes(database, bucket("a")) for _ in range(5)] == [True] * 3 + [False] * 2
+
+
+async def test_by_default_20_pass_at_once_and_never_more_than_100_in_any_day(database: Database, dsn: Dsn) -> None:
+    limit = Throttle(ThrottleConfig(), b"k").account
+    passed: list[int] = []
+    for minute in range(0, 2 * 24 * 60, 9):
+        while await passes(database, bucket("a", limit)):
+            passed.append(minute)
+        later(dsn, 9 * 60)
+    assert passed.count(0) == 20
+    in_a_day = [sum(begin <= minute <= begin + 24 * 60 for minute in passed) for begin in range(24 * 60)]
+    assert max(in_a_day) == 100
+
+
+async def test_a_refused_attempt_writes_nothing_and_says_how_long_it_is(database: Database, dsn: Dsn) -> None:
+    await passes(database, bucket("a"), bucket("b"))
+    while await passes(database, bucket("a")):
+        pass
+    before = rows(dsn, "SELECT xmin, xmax, ctid, * FROM gatepost.throttles ORDER BY key")
+    with pytest.raises(TooManyAttempts) as refused:
+        await database.read(throttle.take, [bucket("a"), bucket("b"), bucket("never seen")])
+    assert rows(dsn, "SELECT xmin, xmax, ctid, * FROM gatepost.throttles ORDER BY key") == before
+    assert 3590 <= refused.value.seconds <= 3600
+    assert refused.value.headers["Retry-After"] == str(refused.value.seconds)
+    assert refused.value.headers["RateLimit"] == f'"hour";r=0;t={refused.value.seconds}'
+    assert refused.value.headers["RateLimit-Policy"] == '"hour";q=3;w=10800'
+
+
+async def test_of_two_that_refuse_the_longer_wait_is_told(database: Database) -> None:
+    short = Limit("short", 3, 5)
+    while await passes(database, bucket("a"), bucket("b", short)):
+        pass
+    with pytest.raises(TooManyAttempts) as refused:
+        await database.read(throttle.take, [bucket("b", short), bucket("a")])
+    assert '"hour"' in refused.value.headers["RateLimit"]
+
+
+async def test_many_at_once_through_two_nodes_get_exactly_what_there_is(
+    database: Database, other_node: Database
+) -> None:
+    limit = Limit("x", 7, 3600)
+    took = await asyncio.gather(*(passes(node, bucket("a", limit)) for node in (database, other_node) * 20))
+    assert sum(took) == 7
+
+
+async def test_who_is_refused_by_one_bucket_takes_nothing_from_another_also_when_all_come_at_once(
+    database: Database, other_node: Database, dsn: Dsn
+) -> None:
+    """Each account has plenty; what they share has 5."""
+    shared, own = bucket("shared", Limit("shared", 5, 3600)), Limit("own", 1000, 3600)
+    names = [f"account {number % 4}" for number in range(40)]
+    took = await asyncio.gather(
+        *(passes((database, other_node)[n % 2], bucket(name, own), shared) for n, name in enumerate(names))
+    )
+    assert sum(took) == 5
+    # The hours that each is ahead: all that was taken.
+    taken = "SELECT sum(round(extract(epoch FROM due - now()) / 3600)) FROM gatepost.throttles WHERE key <> %s"
+    assert rows(dsn, taken, shared.key) == [(5,)]
+
+
+async def test_no_two_that_take_from_the_same_buckets_in_another_order_wait_for_each_other(
+    database: Database, other_node: Database
+) -> None:
+    many = Limit("many", 10_000, 1)
+    buckets = [bucket(str(number), many) for number in range(6)]
+    orders = [buckets[n % 6 :] + buckets[: n % 6] for n in range(60)]
+    took = await asyncio.gather(*(passes((database, other_node)[n % 2], *order) for n, order in enumerate(orders)))
+    assert all(took)
+
+
+async def test_what_is_given_back_can_be_taken_again(database: Database) -> None:
+    taken = await database.read(throttle.take, [bucket("a"), bucket("b", Limit("b", 2, 60))])
+    assert {b.key for b in taken.buckets} == {bucket("a").key, bucket("b").key}
+    await database.write(throttle.give_back, taken)
+    assert [await passes(database, bucket("a")) for _ in range(4)] == [True] * 3 + [False]
+    assert [await passes(database, bucket("b", Limit("b", 2, 60))) for _ in range(3)] == [True] * 2 + [False]
+
+
+async def test_the_attempt_that_is_the_last_knows_it(database: Database) -> None:
+    exhausted = [(await database.read(throttle.take, [bucket("a")])).exhausted for _ in range(3)]
+    assert exhausted == [[], [], [HOUR]]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "given_back"),
+    [(Overloaded(), True), (InvalidBody([]), True), (WrongPassword(), False), (DatabaseUnavailable(), False)],
+)
+async def test_an_attempt_that_was_not_judged_is_given_back(
+    database: Database, outcome: Exception, given_back: bool
+) -> None:
+    once = bucket("a", Limit("once", 1, 3600))
+
+    async def attempt() -> None:
+        async with throttle.given_back_unless_judged(database, await database.read(throttle.take, [once])):
+            raise outcome
+
+    with pytest.raises(type(outcome)):
+        await attempt()
+    assert await passes(database, once) is given_back
+
+
+async def test_taking_does_not_wait_for_the_disk_and_what_comes_after_it_does(dsn: Dsn) -> None:
+    database = await Database.open(dsn, 1)
+    shown = Statement("SELECT current_setting('synchronous_commit')")
+    async with database.transaction() as connection:
+        await throttle.take(connection, [bucket("a")])
+        assert await shown.first(connection) == ("off",)
+    await database.read(throttle.take, [bucket("a")])
+    assert await database.read(shown.first) == ("on",)
+    await database.close()
+
+
+async def test_a_take_finds_its_rows_by_the_key_and_updates_no_index_also_with_a_plan_of_when_there_were_none(
+    dsn: Dsn,
+) -> None:
+    database = await Database.open(dsn, 1)
+    for _ in range(10):  # a plan is kept after a few
+        await database.read(throttle.take, [bucket("a", Limit("x", 1000, 1))])
+    fill(dsn, 20_000)
+    seen = Statement(
+        "SELECT pg_stat_get_xact_numscans(r), pg_stat_get_xact_tuples_updated(r), "
+        "pg_stat_get_xact_tuples_hot_updated(r) FROM (SELECT CAST('gatepost.throttles' AS regclass) AS r) AS t"
+    )
+    async with database.transaction() as connection:
+        for number in range(0, 20_000, 500):
+            await throttle.take(connection, [Bucket(key(number), Limit("x", 10_000, 1))])
+        whole_scans, updates, without_index = await seen.first(connection) or ()
+        assert (whole_scans, updates) == (0, without_index)
+        assert updates >= 40
+    await database.close()
+
+
+def key(number: int) -> bytes:
+    return hashlib.md5(str(number).encode()).digest()
+
+
+def fill(dsn: Dsn, count: int, ahead: str = "1 hour") -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.throttles SELECT decode(md5(n::text), 'hex'), now() + %s::interval "
+        "FROM generate_series(0, %s) n",
+        ahead,
+        count - 1,
+    )
+
+
+async def test_full_buckets_are_swept_in_small_batches_and_the_others_stay(
+    database: Database, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(dsn, 5000, ahead="-1 second")
+    for number in range(10):
+        assert await passes(database, Bucket(key(number * 400), HOUR), bucket("new"))
+        later_one = Bucket(key(number * 400), HOUR).key
+        rows(dsn, "UPDATE gatepost.throttles SET due = now() + interval '1 hour' WHERE key = %s", later_one)
+        rows(dsn, "DELETE FROM gatepost.throttles WHERE key = %s", bucket("new").key)
+    statements = 0
+    honest = throttle._sweep_pages
+
+    async def counted(connection: Connection, first: int) -> int:
+        nonlocal statements
+        statements += 1
+        return await honest(connection, first)
+
+    monkeypatch.setattr(throttle, "_sweep_pages", counted)
+    monkeypatch.setattr(throttle, "PAGES", 7)
+    await throttle.sweep(database)
+    assert rows(dsn, "SELECT count(*) FROM gatepost.throttles") == [(10,)]
+    assert statements >= 5
+
+
+async def test_a_sweep_waits_for_no_login_and_two_nodes_do_not_sweep_at_once(database: Database, dsn: Dsn) -> None:
+    fill(dsn, 20, ahead="-1 second")
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    try:
+        cursor = holder.cursor()
+        cursor.execute("SELECT FROM gatepost.throttles WHERE key = %s FOR UPDATE", [key(3)])
+        await throttle.sweep(database)
+        assert rows(dsn, "SELECT key = %s FROM gatepost.throttles", key(3)) == [(True,)]
+        holder.rollback()
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [throttle._LOCK])
+        await throttle.sweep(database)
+        assert rows(dsn, "SELECT count(*) FROM gatepost.throttles") == [(1,)]
+    finally:
+        holder.close()
+    await throttle.sweep(database)
+    assert rows(dsn, "SELECT count(*) FROM gatepost.throttles") == [(0,)]
+
+
+async def test_taking_while_the_sweep_deletes_loses_nothing(
+    database: Database, other_node: Database, dsn: Dsn
+) -> None:
+    limit = Limit("x", 3, 3600)
+    for _ in range(10):
+        rows(dsn, "TRUNCATE gatepost.throttles")
+        fill(dsn, 200, ahead="-1 second")
+        took, *_ = await asyncio.gather(
+            asyncio.gather(*(passes(other_node, Bucket(key(n % 5), limit)) for n in range(40))),
+            *(throttle.sweep(database) for _ in range(3)),
+        )
+        assert sum(took or []) == 15
+        assert rows(dsn, "SELECT count(*) FROM gatepost.throttles WHERE due > now()") == [(5,)]
+
+
+async def test_every_node_of_a_deployment_has_the_same_buckets_and_another_deployment_has_others(
+    database: Database, dsn: Dsn
+) -> None:
+    one, other = [await Throttle.open(ThrottleConfig(), database) for _ in range(2)]
+    assert one.for_login("ada", "203.0.113.0/24") == other.for_login("ada", "203.0.113.0/24")
+    rows(dsn, "UPDATE gatepost.deployment_keys SET key = sha256('another')")
+    third = await Throttle.open(ThrottleConfig(), database)
+    keys = [{b.key for b in it.for_login("ada", "203.0.113.0/24")} for it in (one, third)]
+    assert keys[0].isdisjoint(keys[1])
+
+
+def test_each_kind_of_attempt_and_each_subject_has_a_bucket_of_its_own() -> None:
+    it, here, there = Throttle(ThrottleConfig(), b"k" * 32), "203.0.113.0/24", "198.51.100.0/24"
+    buckets = [
+        *(b for name in ("ada", "bob") for b in it.for_login(name, None)),
+        *(b for name in ("ada", "bob") for place in (here, there) for b in it.for_login(name, place)[1:2]),
+        *(b for place in (here, there) for b in it.for_login("ada", place)[2:]),
+        *it.for_password("1"),
+        *it.for_password("2"),
+        *(b for place in (here, there) for b in [*it.for_registration(place), *it.for_code(place)]),
+        *(it.for_lookup(place) for place in (here, there)),
+    ]
+    assert len({b.key for b in buckets}) == len(buckets) == 16
+    assert {len(b.key) for b in buckets} == {16}
+    ranges = it.of_account("ada", "1")
+    of_ada = [b for b in buckets if any(first <= b.key <= last for first, last in ranges)]
+    assert of_ada == [buckets[0], buckets[2], buckets[3], buckets[8]]
+
+
+def test_an_exempt_address_and_none_at_all_are_no_place() -> None:
+    it = Throttle(ThrottleConfig.model_validate({"exempt": ["10.0.0.0/8", "2001:db8::/32"]}), b"k")
+    assert it.place_of("203.0.113.5") == "203.0.113.0/24"
+    assert it.place_of("::ffff:203.0.113.5") == "203.0.113.0/24"
+    for ip in ("10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1", None):
+        assert it.place_of(ip) is None
+    assert it.for_registration(None) == it.for_code(None) == []
+    assert [b.limit.name for b in it.for_login("ada", None)] == ["account"]
+
+
+async def test_charging_after_the_fact_tells_which_are_empty_and_for_how_long(database: Database) -> None:
+    limit = Limit("x", 10, 60)
+    one, two, three = key(1), key(2), key(3)
+    assert await database.write(throttle.charge, limit, {one: 9, two: 10, three: 500}) == pytest.approx(
+        {two: 60, three: 60}, abs=2
+    )
+    assert await database.write(throttle.charge, limit, {one: 1, three: 1}) == pytest.approx(
+        {one: 60, three: 60}, abs=2
+    )
+
+
+async def test_nothing_to_take_is_no_statement(database: Database) -> None:
+    assert await database.read(throttle.take, []) == Taken()
+
+
+async def test_a_bucket_that_is_refused_meanwhile_is_told_from_the_lock(database: Database, dsn: Dsn) -> None:
+    """Both found room; the second had to wait for the first, and then there was none."""
+    once = Limit("once", 1, 3600)
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    try:
+        cursor = holder.cursor()
+        taken = "SELECT refusing, taken FROM gatepost.take(ARRAY[%s], ARRAY[1], ARRAY[3600])"
+        cursor.execute(taken, [bucket("z", once).key])
+        assert cursor.fetchall() == [(None, [1])]
+        first = Bucket(bytes(16), Limit("first", 5, 3600))
+        waiting = asyncio.create_task(database.read(throttle.take, [first, bucket("z", once)]))
+        await eventually(lambda: bool(rows(dsn, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
+        holder.commit()
+    finally:
+        holder.close()
+    with pytest.raises(TooManyAttempts) as refused:
+        await waiting
+    assert '"once"' in refused.value.headers["RateLimit"]
+    assert 3590 < refused.value.seconds <= 3600
+    assert all([await passes(database, first) for _ in range(5)]), "what was taken from the other is given back"
