@@ -807,7 +807,7 @@ REMOVALS: list[tuple[str, Any]] = [("PATCH", {"roles": []}), ("PATCH", {"disable
 async def test_of_admins_who_remove_each_other_at_once_one_is_left(client: Client, dsn: Dsn) -> None:
     rounds = 40
     for round_ in range(rounds):
-        rows(dsn, "TRUNCATE gatepost.users CASCADE")
+        rows(dsn, "TRUNCATE gatepost.users, gatepost.throttles CASCADE")
         admins = [await an_admin(client, dsn, f"a{n}") for n in range(2 + round_ % 2)]
         attempts = [admin(*_removal(admins[(n + 1) % len(admins)], round_ + n)) for n, admin in enumerate(admins)]
         answers = await asyncio.gather(*attempts)
@@ -864,6 +864,7 @@ async def test_no_session_opened_before_a_change_survives_it(
 ) -> None:
     """Logins race with the change, many rounds; those that come after it may well succeed."""
     for _ in range(8):
+        rows(dsn, "DELETE FROM gatepost.throttles")
         logins = [asyncio.create_task(_try_log_in(ada.client)) for _ in range(6)]
         await asyncio.sleep(0.01)
         changed = await root("DELETE" if body is None else "PATCH", user_path(ada.id), body)

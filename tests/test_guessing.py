@@ -12,6 +12,7 @@ from gatepost.credentials import Credentials, hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.db import Dsn
 from gatepost.errors import Overloaded
+from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
 from tests.conftest import PASSWORD, Client, CountRoundTrips, StartServer, log_in, register, rows, status_of
 from tests.test_addresses import trusting
@@ -442,6 +443,11 @@ async def test_wrong_codes_are_counted_for_a_place_and_right_ones_are_not(
     assert await try_code("wrong", WORK) == 403
 
 
+def failed_lookups(client: Client) -> FailedLookups:
+    assert client.app is not None
+    return client.app[FAILED_LOOKUPS]
+
+
 async def test_a_valid_token_always_passes_and_failing_ones_are_429_after_a_while(
     config: Config, start_server: StartServer, dsn: Dsn, count_round_trips: CountRoundTrips
 ) -> None:
@@ -458,13 +464,13 @@ async def test_a_valid_token_always_passes_and_failing_ones_are_429_after_a_whil
         assert await look_up(nodes[0], 5, method="DELETE") == 401
     assert len(sent) == 5, "what is counted is written later"
     with count_round_trips() as sent:
-        await nodes[0].server.app[FAILED_LOOKUPS].write()
-        await nodes[0].server.app[FAILED_LOOKUPS].write()
+        await failed_lookups(nodes[0]).write()
+        await failed_lookups(nodes[0]).write()
     assert len(sent) == 1, "and all of it at once"
     assert [await look_up(nodes[0], 6), await look_up(nodes[0], 7, method="DELETE")] == [429, 429]
     # The other node hears of it with its own first round.
     assert await look_up(nodes[1], 8) == 401
-    await nodes[1].server.app[FAILED_LOOKUPS].write()
+    await failed_lookups(nodes[1]).write()
     assert await look_up(nodes[1], 9) == 429
     for node in nodes:
         answer = await node.get("/user", headers={"Authorization": token, "X-Forwarded-For": HOME})
@@ -491,7 +497,7 @@ async def test_failed_look_ups_take_bounded_memory(
 ) -> None:
     monkeypatch.setattr("gatepost.sessions.failures.MOST", 50)
     client = await start_server(limited(config, lookup_burst=1, lookup_every=3600))
-    failed = client.server.app[FAILED_LOOKUPS]
+    failed = failed_lookups(client)
     for number in range(200):
         failed.count(f"10.0.{number}.0/24")
     assert len(failed._counts) == 50
