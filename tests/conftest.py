@@ -48,6 +48,9 @@ CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
 UNLIMITED = ThrottleConfig.model_validate(
     {key: 1_000_000 if key.endswith("_burst") else 0.001 for key in ThrottleConfig.model_fields if key != "exempt"}
 )
+UNLIMITED_VARIABLES = {
+    f"GATEPOST_THROTTLE__{key.upper()}": str(value) for key, value in UNLIMITED.model_dump(exclude={"exempt"}).items()
+}
 
 
 def docker_answers() -> bool:

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+from tests.conftest import UNLIMITED_VARIABLES
 from tests.faults.postgres import PASSWORD, Postgres, free_port
 from tests.gatepost_process import Process, gatepost
 
@@ -18,6 +19,8 @@ _SETTINGS = {
     "GATEPOST_PASSWORDS__PEPPERS__1": PEPPER,
     "GATEPOST_SESSIONS__MAX_PER_USER": "1000",
     "GATEPOST_DB__POOL_SIZE": str(POOL_SIZE),
+    # The load is a flood of a few users from one place.
+    **UNLIMITED_VARIABLES,
 }
 
 
