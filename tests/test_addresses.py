@@ -125,10 +125,9 @@ async def test_a_client_cannot_give_itself_another_address(client: Client, caplo
     shown = await (await client.get("/user", headers={"Authorization": token})).json()
     assert shown["session"]["ip"] == "127.0.0.1"
     # And the operator is told once, since it may be a proxy that everybody comes through.
-    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == [
-        "X-Forwarded-For from 127.0.0.1 is not believed: is it a proxy for webserver.trusted_proxies?"
-    ]
+    warnings = [str(record.msg) for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "webserver.trusted_proxies" in warnings[0]
 
 
 @pytest.mark.parametrize("forged", ["'; DROP TABLE users --", "\u00ff", "1" * 4000, "fe80::1%a", ",,,,"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
@@ -355,6 +356,20 @@ async def test_a_limit_that_is_used_up_leaves_one_event_and_refused_guesses_leav
             ("authn_login_fail_max", user, "place", 10, 1),
         ]
     assert counted == sorted(expected, key=lambda row: (row[0], row[1] is None, row[1] or "", row[2] or ""))
+
+
+async def test_refused_attempts_are_counted_by_what_stands_in_their_way(
+    config: Config, start_server: StartServer
+) -> None:
+    client = await start_server(limited(config, lookup_burst=1, lookup_every=3600))
+    for ip in [*[STRANGERS[0]] * 12, *STRANGERS[1:14]]:
+        await guess(client, ip=ip)
+    for _ in range(3):
+        await status_of(client, "00000000-0000-4000-8000-000000000000")
+    text = await (await client.get("/metrics")).text()
+    counted = dict(re.findall(r'gatepost_throttled_total\{what="(\w+)"\} (\d+)', text))
+    assert counted == {"place": "2", "account": "3", "lookup": "2"}
+    assert 'gatepost_logins_total{outcome="throttled"} 5' in text
 
 
 async def test_a_login_that_is_won_with_the_last_guess_leaves_no_such_event(
