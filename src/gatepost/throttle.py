@@ -181,7 +181,7 @@ async def take(connection: Connection, buckets: Sequence[Bucket]) -> Taken:
 def given_back(condition: str) -> str:
     """A common table expression that gives back what was taken, if there is a row in ``condition``.
 
-    The rows are locked in the order in which `taking` locks them.
+    The rows are locked in the order in which `take` locks them.
     """
     return f"""
     given_back AS (
