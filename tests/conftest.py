@@ -37,6 +37,8 @@ from gatepost.db import Database, Dsn
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.pool import DriverConnection
 from gatepost.server import WebServer
+from gatepost.web import CONFIG
+from gatepost.wire import Runner
 from tests.documented import Documented
 
 Client = TestClient[web.Request, web.Application]
@@ -214,11 +216,10 @@ def config(dsn: Dsn) -> Config:
 
 
 class ProductionServer(TestServer):
-    """With the runner that `gatepost run` has: aiohttp's own passes over the options and cancels handlers."""
+    """With the runner that `gatepost run` has."""
 
     async def _make_runner(self, **kwargs: Any) -> web.BaseRunner:
-        options = {**kwargs, "handler_cancellation": False, **WebServer.runner_options}
-        return await super()._make_runner(**options)
+        return Runner(self.app, self.app[CONFIG])
 
 
 StartServer = Callable[[Config], Awaitable[Client]]

@@ -98,7 +98,8 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
         async def serve() -> None:
             nonlocal started
             server = WebServer(config)
-            runner = web.AppRunner(await server.initializer(), **server.runner_options)
+            await server.initializer()
+            runner = server.runner()
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             found = Service(runner.addresses[0][1])

@@ -93,9 +93,9 @@ def serving(config: Config, documented: Documented) -> Iterator[str]:
         return asyncio.run_coroutine_threadsafe(work, loop).result(30)
 
     async def start() -> web.AppRunner:
-        app = await WebServer(config).initializer()
-        app.on_response_prepare.append(documented)
-        runner = web.AppRunner(app, **WebServer.runner_options)
+        server = WebServer(config)
+        (await server.initializer()).on_response_prepare.append(documented)
+        runner = server.runner()
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner

@@ -250,7 +250,8 @@ async def test_an_initializer_that_fails_leaves_nothing_open(config: Config, dsn
 async def test_a_stopped_server_gives_back_its_threads_and_connections(config: Config, dsn: Dsn) -> None:
     async def cycle() -> None:
         server = WebServer(config)
-        runner = web.AppRunner(await server.initializer(), **server.runner_options)
+        await server.initializer()
+        runner = server.runner()
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

@@ -30,7 +30,7 @@ def population() -> Population:
 
 @pytest.fixture
 def hasher() -> Iterator[Hasher]:
-    it = Hasher(1, 10)
+    it = Hasher(1, 10, 2)
     yield it
     it.close()
 

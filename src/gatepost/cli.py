@@ -17,6 +17,7 @@ from gatepost.listen import StartError
 from gatepost.ops import openapi
 from gatepost.server import ROUTES, WebServer
 from gatepost.transfer import commands as transfer
+from gatepost.wire import PurePythonParser
 
 app = typer.Typer(
     help="A self-hosted sign-in service.",
@@ -40,6 +41,7 @@ def main() -> NoReturn:
         EmbeddedError,
         names.InvalidName,
         MissingPepper,
+        PurePythonParser,
         StartError,
         schema.SchemaError,
         transfer.TransferError,

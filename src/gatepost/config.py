@@ -87,6 +87,27 @@ class WebServerConfig(_Section):
     shutdown_timeout: float = Field(
         10.0, gt=0, le=300, description="Seconds that requests in flight have to finish after SIGTERM."
     )
+    header_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=300,
+        description="Seconds for a request's headers to arrive, from the connection's or their own first byte.",
+    )
+    body_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=300,
+        description="Seconds for a request's body to arrive whole, and for its answer to be taken.",
+    )
+    keepalive_timeout: float = Field(
+        75.0, gt=0, le=3600, description="Seconds after which an idle connection is closed; more than a proxy's."
+    )
+    max_connections: int = Field(
+        8192, ge=1, le=1_000_000, description="Connections at once; at one more, those idle longest are closed."
+    )
+    max_connections_per_address: int = Field(
+        1024, ge=1, le=1_000_000, description="The same for one IPv4 address or IPv6 network of 64 bits."
+    )
 
 
 class DbConfig(_Section):
@@ -163,6 +184,9 @@ class PasswordsConfig(_Section):
     )
     queue: int = Field(
         100, ge=1, le=10000, description="Hashes that may wait for a thread; one more is answered 503."
+    )
+    queue_timeout: float = Field(
+        2.0, gt=0, le=60, description="Seconds that a hash may wait; what would wait longer is answered 503 at once."
     )
     pepper: str | None = Field(
         None, description="Id of the pepper that new digests use. Default: none, or the only one there is."

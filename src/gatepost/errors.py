@@ -4,6 +4,7 @@ Each class is one problem of RFC 9457: its ``status``, its stable ``code``, and 
 person reads. ``web.problems`` is the one place that renders them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,14 @@ class BadRequest(Problem):
 
     status = 400
     code = "bad_request"
+
+
+class RequestTimeout(Problem):
+    """The request did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    headers: Mapping[str, str] = {"Connection": "close"}
 
 
 class InvalidBody(Problem):
@@ -192,3 +201,7 @@ class Overloaded(Unavailable):
     """Too many sign-ins are under way: try again."""
 
     code = "overloaded"
+
+    def __init__(self, seconds: float = 1) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -23,7 +23,7 @@ REQUEST_ID = "X-Request-ID"
 _SOUND = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
-def name_request(request: web.Request, response: web.StreamResponse) -> str:
+def name_request(request: web.BaseRequest, response: web.StreamResponse) -> str:
     """Give the answer its request's name in ``X-Request-ID``, once; return it.
 
     It is what the client calls it, where that can be printed: nothing is decided by it, and it ties our line to one

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import gc
-import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from importlib.metadata import version
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -48,12 +47,12 @@ from gatepost.web import (
     METRICS,
     PASSED_OVER,
     THROTTLE,
-    QuietLogger,
     cors,
     mount,
     problems,
     set_common_headers,
 )
+from gatepost.wire import Runner
 
 PUBLIC_ROUTES = [
     *sessions.routes,
@@ -86,13 +85,6 @@ class WebServer:
     where there is one; it comes and goes with ``app``. ``migrate``: bring the schema up to date first (an
     embedded database always is).
     """
-
-    # For aiohttp's AppRunner. Bodies are never decompressed: an encoded one is refused unread.
-    runner_options: ClassVar[dict[str, Any]] = {
-        "access_log": None,
-        "auto_decompress": False,
-        "logger": QuietLogger(logging.getLogger("gatepost"), {}),
-    }
 
     def __init__(self, config: Config, *, migrate: bool = False) -> None:
         self.config = config
@@ -171,9 +163,7 @@ class WebServer:
     async def _serve_operators(self, sock: socket.socket) -> None:
         assert self.operators is not None
         self.operators[ops.FOR_OPERATORS] = True
-        runner = web.AppRunner(
-            self.operators, shutdown_timeout=self.config.webserver.shutdown_timeout, **self.runner_options
-        )
+        runner = Runner(self.operators, self.config)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()
@@ -221,22 +211,46 @@ class WebServer:
         await self._resources.aclose()
         log.info("stopped")
 
+    def runner(self, **options: Any) -> Runner:
+        """What serves `app`, once `initializer` is done, with the deadlines and limits of the configuration.
+
+        Raises wire.PurePythonParser, ConfigError.
+        """
+        return Runner(self.app, self.config, **options)
+
     def run(self, announce: Callable[[str], None] = print) -> None:
         """Serve until SIGINT or SIGTERM. ``announce`` is given a few lines about it once requests are accepted.
 
-        Raises what `initializer` raises, and StartError when the address cannot be had.
+        Raises what `runner` and `initializer` raise, and StartError when the address cannot be had.
         """
-        # aiohttp listens to SIGTERM only once `initializer` is done; as a container's first process we would be
-        # deaf until then.
-        signal.signal(signal.SIGTERM, _stop)
         with bind(self.config.webserver.host, self.config.webserver.port, "port") as sock:
-            web.run_app(
-                self.initializer(),
-                sock=sock,
-                shutdown_timeout=self.config.webserver.shutdown_timeout,
-                print=lambda *_: announce(self.welcome(sock.getsockname()[1])),
-                **self.runner_options,
-            )
+            asyncio.run(self._serve(sock, announce))
+
+    async def _serve(self, sock: socket.socket, announce: Callable[[str], None]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        # From the first moment on: as a container's first process we would be deaf to SIGTERM otherwise.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, _stop_once, task)
+        runner = self.runner()
+        try:
+            await self.initializer()
+            try:
+                await runner.setup()
+                await web.SockSite(runner, sock).start()
+                announce(self.welcome(sock.getsockname()[1]))
+                await asyncio.Event().wait()
+            finally:
+                await runner.cleanup()
+        except asyncio.CancelledError:
+            if not task.cancelling():
+                raise
+
+    def _hashing(self) -> str:
+        credentials, bounds = self.app[CREDENTIALS], self.config.passwords
+        threads, mib = credentials.hasher.threads, -(-credentials.memory_kib // 1024)
+        waiting = f"{bounds.queue} may wait, at most {bounds.queue_timeout:g} s"
+        return f"{threads} at once in at most {mib} MiB; {waiting}"
 
     def welcome(self, port: int) -> str:
         """Where it listens, where the data lies, and how to try it; once `initializer` is done."""
@@ -249,7 +263,7 @@ class WebServer:
             else f"{self.dsn.database} on {','.join(self.dsn.hosts)}:{self.dsn.port}"
         )
         credentials = """'{"username": "ada", "password": "correct horse battery"}'"""
-        lines = [f"Gatepost listens on {url}", f"Data: {data}"]
+        lines = [f"Gatepost listens on {url}", f"Data: {data}", f"Hashing: {self._hashing()}"]
         if self.operators is not None:
             lines += [f"Metrics, health, admin: http://{in_url(webserver.operator_host)}:{self.operators_port}"]
         lines += [""]
@@ -277,8 +291,9 @@ async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
         log.exception("the last work failed")
 
 
-def _stop(*_: object) -> NoReturn:
-    raise web.GracefulExit
+def _stop_once(task: asyncio.Task[Any]) -> None:
+    if not task.cancelling():  # a second signal must not cut the stopping short
+        task.cancel()
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:

@@ -56,7 +56,8 @@ def json_response(body: object, *, status: int = 200, headers: dict[str, str] | 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def _render(problem: Problem) -> web.Response:
+def render(problem: Problem) -> web.Response:
+    """The answer that says so (RFC 9457)."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -96,7 +97,7 @@ def problems(observer: Observer) -> Middleware:
     # By itself: a frame of the traceback that named the error would be garbage that only a collection finds.
     def refuse(request: web.Request, error: Exception, began: float) -> web.Response:
         problem = _problem(error)
-        response = _render(problem)
+        response = render(problem)
         observer.saw(request, response, time.perf_counter() - began, problem)
         return response
 
@@ -164,6 +165,11 @@ async def _no_route(_request: web.Request) -> web.StreamResponse:
 
 async def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """On every answer (a signal, so that it reaches the ones aiohttp makes too)."""
+    add_common_headers(request, response)
+
+
+def add_common_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """What every answer has, also to what never became a request."""
     name_request(request, response)
     headers = response.headers
     headers["Cache-Control"] = "no-store"

@@ -30,6 +30,7 @@ from gatepost.sessions.session import Done, Session, UserDocument, hash_token, t
 from gatepost.throttle import given_back_unless_judged, take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
 from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, client_ip, json_response, read_body, user_agent
+from gatepost.wire import while_connected
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ async def register(request: web.Request) -> web.Response:
     database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
     taken = await database.read(take, throttle.for_registration(throttle.place_of(ip)))
     async with given_back_unless_judged(database, taken):
-        password = await request.app[CREDENTIALS].create(asked.password)
+        password = await while_connected(request, request.app[CREDENTIALS].create(asked.password))
     user = await database.write(queries.create, username, compared, password, ip=ip, user_agent=user_agent(request))
     return json_response(Registered(user=user.public()), status=201)
 
@@ -158,7 +159,7 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
                 session.user_id,
                 _origin(request, session),
                 current=current,
-                new=await request.app[CREDENTIALS].create(asked.new),
+                new=await while_connected(request, request.app[CREDENTIALS].create(asked.new)),
                 token_hash=hash_token(token),
                 place=throttle.known_place(throttle.place_of(client_ip(request))),
             )
@@ -213,7 +214,8 @@ async def _checked(request: web.Request, session: Session, password: str) -> Asy
         raise Unauthorized
     setting = secret.setting or credentials.dummy(secret.canonical)
     async with given_back_unless_judged(database, taken):
-        yield queries.Current(setting, await credentials.digest(setting, password), taken)
+        digest = await while_connected(request, credentials.digest(setting, password))
+        yield queries.Current(setting, digest, taken)
 
 
 @operation(dict[str, Any])

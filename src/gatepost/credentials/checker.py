@@ -58,8 +58,7 @@ class Credentials:
         }
         self._pepper = config.current_pepper
         self._max_length = config.max_length
-        self.hasher = Hasher(config.threads, config.queue)
-        self.threads = self.hasher.threads
+        self.hasher = Hasher(config.threads, config.queue, config.queue_timeout)
         self._population = Population(key, self._costs)
         self._database: Database | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -79,6 +78,15 @@ class Credentials:
             it.close()
             raise
         return it
+
+    @property
+    def memory_kib(self) -> int:
+        """What hashing takes at most: all threads at once, each with the stored kind that takes most."""
+        return self.hasher.threads * self._population.memory_kib
+
+    def demand_room(self) -> None:
+        """Raise Overloaded if a password that came now would not be hashed: before anything is done for it."""
+        self.hasher.demand_room()
 
     def close(self) -> None:
         """Stop the threads; what waits for one is dropped."""

@@ -39,52 +39,75 @@ def derive(kind: Kind, secret: bytes) -> Derived:
     return Derived(digest, began, time.monotonic() - began)
 
 
-class Hasher:
-    """A bounded number of hashes at a time, off the event loop."""
+# How much the latest hash counts in the running estimate: a machine that becomes busy is noticed within some ten.
+_WEIGHT = 0.2
 
-    def __init__(self, threads: int | None, queue: int) -> None:
+
+class Hasher:
+    """A bounded number of hashes at a time, off the event loop, and none that would begin too late.
+
+    ``queue``: how many may wait for a thread. ``timeout``: seconds that one may wait, by what is expected of those
+    before it.
+    """
+
+    def __init__(self, threads: int | None, queue: int, timeout: float) -> None:
         self.threads = min(threads or cores(), cores())
         self.hashes = 0
         self.seconds = self.seconds_waited = 0.0
         """What those hashes took, and how long they waited for a thread."""
-        self._under_way = 0
-        self._lock = threading.Lock()
-        self._admission = threading.BoundedSemaphore(self.threads + queue)
+        self._most = self.threads + queue
+        self._timeout = timeout
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="hashing", initializer=_nice)
+        self._lock = threading.Lock()  # a thread counts its work out, the event loop counts in
+        self._admitted = 0
+        self._expected = 0.0  # seconds that all of them will take, one after the other
+        self._rates: dict[str, float] = {}  # seconds for a unit of `Kind.work`, by family
 
     def close(self) -> None:
         """Stop the threads; what waits for one is dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def derive(self, kind: Kind, secret: bytes) -> Derived:
-        """Compute one. Raises Overloaded when more wait than may."""
-        if not self._admission.acquire(blocking=False):
-            raise Overloaded
-        self._count(1)
-        asked = time.monotonic()
-        work = self._pool.submit(derive, kind, secret)
-        work.add_done_callback(self._release)
-        derived = await asyncio.wrap_future(work)
-        self.hashes += 1
-        self.seconds += derived.seconds
-        self.seconds_waited += derived.began - asked
-        return derived
-
-    def _release(self, _work: object) -> None:
-        # When the work is over, which is not when a cancelled caller stops waiting for it.
-        self._admission.release()
-        self._count(-1)
-
-    def _count(self, more: int) -> None:
-        with self._lock:  # for the threads end their work where they are
-            self._under_way += more
-
     @property
     def running(self) -> int:
         """Hashes being computed."""
-        return min(self._under_way, self.threads)
+        return min(self._admitted, self.threads)
 
     @property
     def waiting(self) -> int:
         """Hashes that wait for a thread."""
-        return self._under_way - self.running
+        return self._admitted - self.running
+
+    @property
+    def wait(self) -> float:
+        """Seconds until a hash would begin that came now, by estimate; until a first one is done, none is known."""
+        return self._expected / self.threads if self._admitted >= self.threads else 0.0
+
+    def demand_room(self) -> None:
+        """Raise Overloaded if a hash that came now would be refused; with the time until those here now are done."""
+        if self._admitted >= self._most or self.wait > self._timeout:
+            raise Overloaded(self.wait)
+
+    async def derive(self, kind: Kind, secret: bytes) -> Derived:
+        """Compute one; not at all when the caller is cancelled before its turn. Raises Overloaded."""
+        self.demand_room()
+        expected = self._rates.get(kind.family, 0.0) * kind.work
+        with self._lock:
+            self._admitted += 1
+            self._expected += expected
+        asked = time.monotonic()
+        work = self._pool.submit(derive, kind, secret)
+        # When the work is over: which is not when a cancelled caller stops waiting for it, if it has begun.
+        work.add_done_callback(lambda _: self._count_out(expected))
+        derived = await asyncio.wrap_future(work)
+        self.hashes += 1
+        self.seconds += derived.seconds
+        self.seconds_waited += derived.began - asked
+        rate = derived.seconds / kind.work
+        before = self._rates.setdefault(kind.family, rate)
+        self._rates[kind.family] = before + (rate - before) * _WEIGHT
+        return derived
+
+    def _count_out(self, expected: float) -> None:
+        with self._lock:
+            self._admitted -= 1
+            self._expected = self._expected - expected if self._admitted else 0.0

@@ -148,6 +148,7 @@ class Bcrypt:
     )
     encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_bcrypt_base64)
     length: ClassVar[int] = 23
+    memory_kib: ClassVar[int] = 5
     variant: str
     rounds: int
     salt: bytes = field(repr=False)
@@ -186,6 +187,7 @@ class Pbkdf2:
     family: ClassVar[str] = "pbkdf2"
     form: ClassVar[re.Pattern[str]] = re.compile(r"\$pbkdf2(|-sha256|-sha512)\$([1-9]\d{0,9})\$([A-Za-z0-9./]{0,86})")
     encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_adapted_base64)
+    memory_kib: ClassVar[int] = 1
     hash_name: str
     iterations: int
     salt: bytes = field(repr=False)
@@ -254,6 +256,11 @@ class Scrypt:
     def work(self) -> int:
         """How long it takes, in a measure of its family."""
         return (1 << self.ln) * self.r * self.p
+
+    @property
+    def memory_kib(self) -> int:
+        """What computing it takes."""
+        return 128 * self.r * ((1 << self.ln) + self.p) // 1024
 
     def derive(self, secret: bytes) -> bytes:
         """The digest.

@@ -59,6 +59,8 @@ class Population:
         self._slowest: dict[str, Kind] = {}
         self._seconds: dict[str, tuple[float, float]] = {}  # by scheme: as first measured, and lately
         self._looked = time.monotonic()
+        self.memory_kib = current.memory_kib
+        """What the stored kind that needs most of it takes, for one hash."""
 
     @property
     def stale(self) -> bool:
@@ -87,6 +89,7 @@ class Population:
                 seconds = min([(await hasher.derive(kind, bytes(SALT_BYTES))).seconds for _ in range(2)])
                 self._seconds[kind.scheme] = seconds, seconds
         self._schemes = sorted(kinds)
+        self.memory_kib = max(kind.memory_kib for kind in [self._current, *kinds.values()])
         self._heights = list(accumulate(schemes[scheme] for scheme in self._schemes))
         self._slowest = slowest
 

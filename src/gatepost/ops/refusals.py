@@ -12,6 +12,7 @@ from gatepost.errors import (
     MethodNotAllowed,
     NotFound,
     Problem,
+    RequestTimeout,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -67,6 +68,7 @@ BODY = (
     Refusal(400, "number_not_finite", "A number is not finite."),
     Refusal(400, "number_too_long", "A number has too many characters."),
     *QUERY,
+    Refusal.of(RequestTimeout),
     Refusal.of(BodyTooLarge),
     Refusal.of(UnsupportedMediaType),
 )

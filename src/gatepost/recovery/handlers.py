@@ -19,6 +19,7 @@ from gatepost.web import (
     read_body,
     user_agent,
 )
+from gatepost.wire import while_connected
 
 
 class Redemption(BaseModel):
@@ -46,7 +47,7 @@ async def redeem(request: web.Request) -> web.Response:
         raise InvalidCode
     async with given_back_unless_judged(database, taken):
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-        new = await request.app[CREDENTIALS].create(asked.new)
+        new = await while_connected(request, request.app[CREDENTIALS].create(asked.new))
     await database.write(
         queries.redeem,
         code_hash,
