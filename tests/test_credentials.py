@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import argon2
 import pytest
@@ -14,10 +15,10 @@ from pydantic import SecretStr
 from gatepost.config import PasswordsConfig
 from gatepost.credentials import Credentials, InvalidPassword, MissingPepper, Setting, Stored, cores, hashing, prepare
 from gatepost.credentials import password as module
-from gatepost.credentials.kinds import Kind
+from gatepost.credentials.kinds import Kind, with_salt
 from gatepost.db import Database, Dsn
 from gatepost.errors import Overloaded, Unavailable
-from tests.conftest import CHEAP, PASSWORD, rows
+from tests.conftest import CHEAP, PASSWORD, eventually, rows
 
 KEY = b"k" * 32
 
@@ -191,6 +192,121 @@ async def test_one_more_than_may_wait_is_told_so_at_once_and_a_place_comes_free_
     await asyncio.gather(*tasks, return_exceptions=True)
     for _ in range(5):
         await it.create(PASSWORD)
+    it.close()
+
+
+class Held:
+    """Hashes that begin and do not end before they may; each says it took a given time for its kind."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.seconds: dict[str, float] = {}
+        self.begun: list[Kind] = []
+
+    def derive(self, kind: Kind, _secret: bytes) -> hashing.Derived:
+        self.begun.append(kind)
+        assert self.go_on.wait(20)
+        return hashing.Derived(bytes(32), 0.0, self.seconds[kind.family])
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    it = Held()
+    monkeypatch.setattr(hashing, "derive", it.derive)
+    yield it
+    it.go_on.set()
+
+
+async def admitted(hasher: hashing.Hasher, kind: Kind, most: int = 50) -> tuple[list[asyncio.Task[Any]], Overloaded]:
+    """Ask for hashes until one is refused."""
+    tasks: list[asyncio.Task[Any]] = []
+    while len(tasks) < most:
+        task = asyncio.create_task(hasher.derive(kind, b""))
+        await asyncio.sleep(0)
+        if task.done():
+            refused = task.exception()
+            assert isinstance(refused, Overloaded)
+            return tasks, refused
+        tasks.append(task)
+    raise AssertionError("nothing was refused")
+
+
+async def test_what_would_wait_longer_than_its_deadline_is_refused_at_once_and_told_when_to_come_back(
+    held: Held,
+) -> None:
+    hasher = hashing.Hasher(1, 100, 2.0)
+    ours, scrypt = (
+        with_salt("$argon2id$v=19$m=8192,t=1,p=1", bytes(16)),
+        with_salt("$scrypt$ln=14,r=8,p=1", bytes(16)),
+    )
+    held.seconds = {"argon2": 0.5, "scrypt": 1.5}
+    held.go_on.set()
+    for kind in (ours, scrypt):  # so that it is known what each takes
+        await hasher.derive(kind, b"")
+    for kind, fit, retry_after in (
+        (ours, 5, "3"),  # one begins, and four times half a second is not more than two
+        (with_salt("$argon2id$v=19$m=16384,t=1,p=1", bytes(16)), 3, "3"),
+        (scrypt, 2, "3"),
+    ):
+        held.go_on.clear()
+        tasks, refused = await admitted(hasher, kind)
+        assert (len(tasks), refused.headers["Retry-After"]) == (fit, retry_after)
+        with pytest.raises(Overloaded):
+            hasher.demand_room()
+        held.go_on.set()
+        await asyncio.gather(*tasks)
+        hasher.demand_room()
+        assert (hasher.waiting, hasher.wait) == (0, 0.0)
+    hasher.close()
+
+
+async def test_the_estimate_follows_a_machine_that_becomes_slower(held: Held) -> None:
+    hasher = hashing.Hasher(1, 100, 2.0)
+    ours = with_salt("$argon2id$v=19$m=8192,t=1,p=1", bytes(16))
+    held.go_on.set()
+    for held.seconds in [{"argon2": 0.1}, *[{"argon2": 1.0}] * 20]:
+        await hasher.derive(ours, b"")
+    held.go_on.clear()
+    tasks, _ = await admitted(hasher, ours)
+    assert len(tasks) == 3  # and not 21: each takes a second, and the third waits for almost two
+    held.go_on.set()
+    await asyncio.gather(*tasks)
+    hasher.close()
+
+
+async def test_a_cancelled_caller_gives_its_place_away_and_is_not_hashed(held: Held) -> None:
+    hasher = hashing.Hasher(1, 2, 2.0)
+    held.seconds = {"argon2": 0.1}
+    kinds = [with_salt(f"$argon2id$v=19$m=8192,t={t},p=1", bytes(16)) for t in (1, 2, 3, 4)]
+    tasks = [asyncio.create_task(hasher.derive(kind, b"")) for kind in kinds[:3]]
+    await eventually(lambda: len(held.begun) == 1)
+    with pytest.raises(Overloaded):
+        hasher.demand_room()
+    tasks[1].cancel()
+    await asyncio.wait([tasks[1]])
+    tasks.append(asyncio.create_task(hasher.derive(kinds[3], b"")))
+    await asyncio.sleep(0)
+    held.go_on.set()
+    await asyncio.wait(tasks)
+    assert held.begun == [kinds[0], kinds[2], kinds[3]]
+    hasher.close()
+
+
+async def test_the_memory_that_hashing_may_take_counts_the_dearest_kind_that_is_stored(
+    dsn: Dsn, database: Database
+) -> None:
+    config = CHEAP.model_copy(update={"threads": 1})
+    it = await Credentials.open(config, database)
+    assert it.memory_kib == 8192
+    it.close()
+    rows(
+        dsn,
+        "WITH u AS (INSERT INTO gatepost.users (username, canonical) VALUES ('a', 'a') RETURNING id) "
+        "INSERT INTO gatepost.passwords (user_id, setting, digest, norm) "
+        "SELECT id, '$scrypt$ln=15,r=8,p=1$c29tZXNhbHRzb21lc2FsdA', sha256(''), 'raw' FROM u",
+    )
+    it = await Credentials.open(config, database)
+    assert it.memory_kib == 32 * 1024 + 1
     it.close()
 
 

@@ -1,0 +1,418 @@
+"""The wire: deadlines, limits, and answers to what is no HTTP; with deadlines short enough to wait for."""
+
+import asyncio
+import contextlib
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gatepost import wire
+from gatepost.config import Config, ConfigError, WebServerConfig
+from gatepost.credentials import hashing
+from gatepost.credentials.hashing import Derived
+from gatepost.credentials.kinds import Kind
+from gatepost.db import Dsn
+from gatepost.web import CREDENTIALS
+from tests import slow_clients
+from tests.conftest import PASSWORD, Client, StartServer, eventually, register, rows
+from tests.gatepost_process import environment, gatepost
+from tests.slow_clients import Manner
+from tests.test_bad_input import exchange, judge, raw
+from tests.test_server import environment_of
+
+# A deadline, and what may be added to it on a busy machine before it counts as none.
+DUE, GRACE = 0.4, 5.0
+LONG = 60.0
+
+Serve = Callable[..., Any]
+
+
+@pytest.fixture
+def serve(config: Config, start_server: StartServer) -> Serve:
+    """Start a server with these keys of ``webserver``; what is not named is long or large."""
+
+    async def start(**changes: Any) -> Client:
+        keys = {"header_timeout": LONG, "body_timeout": LONG, "keepalive_timeout": LONG, **changes}
+        return await start_server(config.model_copy(update={"webserver": WebServerConfig(port=0, **keys)}))
+
+    return start
+
+
+def server_of(client: Client) -> wire.Server:
+    assert client.server.runner is not None
+    server = client.server.runner.server
+    assert isinstance(server, wire.Server)
+    return server
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def port_of(client: Client) -> int:
+    assert client.server.port is not None
+    return client.server.port
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    client: Client, source: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(client), local_addr=(source, 0))
+    try:
+        async with asyncio.timeout(GRACE):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """The status line of the answer to a small request on this connection; empty when it is closed."""
+    try:
+        writer.write(slow_clients.GET)
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return b""
+    return head.split(b"\r\n")[0]
+
+
+OK = b"HTTP/1.1 200 OK"
+
+# ---------------------------------------------------------------------------------------------- deadlines
+
+
+@pytest.mark.parametrize("kind", ["headers", "body"])
+async def test_a_request_that_trickles_in_is_408_when_its_time_is_over(serve: Serve, kind: str) -> None:
+    client = await serve(**{"header_timeout" if kind == "headers" else "body_timeout": DUE})
+    ended = await slow_clients.attend(kind, Manner(port_of(client), pause=DUE / 8, last=GRACE))
+    assert ended.status == 408
+    assert DUE <= ended.seconds < GRACE
+    await eventually(lambda: not server_of(client)._all.members)
+
+
+@pytest.mark.parametrize("begun", [slow_clients.BEGUN, slow_clients.BODY, slow_clients.BODY + b"x"])
+async def test_a_408_is_a_problem_that_ends_the_connection(serve: Serve, begun: bytes) -> None:
+    client = await serve(header_timeout=DUE, body_timeout=DUE)
+    answer = await exchange(client, begun)
+    assert answer.problem()["code"] == "request_timeout"
+    assert answer.headers["Connection"] == "close"
+    assert answer.headers["Server"] == "gatepost"
+    async with connected(client) as (reader, writer):
+        writer.write(begun)
+        assert (await reader.read()).count(b"HTTP/1.") == 1  # to its end
+
+
+async def test_a_body_that_breaks_off_reaches_no_handler_in_part(
+    serve: Serve, dsn: Dsn, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(body_timeout=DUE)
+    whole = b'{"username":"ada","password":"correct horse battery"}'
+    request = raw("POST", "/account", b"Content-Type: application/json", body=whole)
+    answer = await exchange(client, request.replace(b"Length: 53", b"Length: 54"))
+    assert answer.status == 408
+    assert rows(dsn, "SELECT count(*) FROM gatepost.users") == [(0,)]
+    assert not caplog.records
+
+
+async def test_a_connection_on_which_nothing_comes_is_closed_without_an_answer(serve: Serve) -> None:
+    client = await serve(header_timeout=DUE)
+    ended = await slow_clients.attend("silent", Manner(port_of(client), last=GRACE))
+    assert ended.status is None
+    assert DUE <= ended.seconds < GRACE
+
+
+async def test_headers_and_bodies_in_pieces_are_served_and_idle_between_requests_is_no_deadline(
+    serve: Serve, ada: dict[str, Any]
+) -> None:
+    client = await serve(header_timeout=DUE, body_timeout=DUE)
+    body = b'{"username":"ada","password":"correct horse battery"}'
+    async with connected(client) as (reader, writer):
+        for _ in range(2):
+            for piece in (b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Le", b"ngth: 53\r\n\r\n", body[:9], body[9:]):
+                writer.write(piece)
+                await asyncio.sleep(DUE / 8)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(OK)
+            await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
+            await asyncio.sleep(2 * DUE)  # nothing is due
+        assert await ask(reader, writer) == OK
+
+
+async def test_the_next_request_on_a_connection_has_a_deadline_too(serve: Serve) -> None:
+    client = await serve(header_timeout=DUE)
+    async with connected(client) as (reader, writer):
+        assert await ask(reader, writer) == OK
+        began = time.monotonic()
+        writer.write(slow_clients.BEGUN)
+        assert (await reader.read()).startswith(b"HTTP/1.0 408")
+        assert time.monotonic() - began >= DUE
+
+
+async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:
+    client = await serve(header_timeout=DUE)
+    async with connected(client) as (reader, writer):
+        writer.write(slow_clients.GET + slow_clients.BEGUN)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"x")
+        assert b"HTTP/1.0 408" in await reader.read()
+
+
+async def test_an_idle_connection_is_closed_after_its_time(serve: Serve) -> None:
+    client = await serve(keepalive_timeout=DUE)
+    ended = await slow_clients.attend("idle", Manner(port_of(client), last=GRACE))
+    assert not ended.refused
+    assert DUE <= ended.seconds < GRACE
+
+
+async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_answers(serve: Serve) -> None:
+    client = await serve(body_timeout=2 * DUE)
+    attended = asyncio.create_task(slow_clients.deaf(Manner(port_of(client), last=GRACE)))
+    await eventually(lambda: any(c._paused for c in server_of(client)._all.members))
+    (connection,) = server_of(client)._all.members
+    assert connection._pipe is not None
+    unsent = []
+    while not connection._pipe.is_closing():
+        unsent.append(connection._pipe.get_write_buffer_size())
+        await asyncio.sleep(DUE / 8)
+    async with client.get("/openapi.json") as answer:
+        assert max(unsent) <= 2 * len(await answer.read())
+    assert (await attended).seconds < GRACE
+    await eventually(lambda: connection not in server_of(client)._all.members)
+
+
+async def test_slow_clients_do_not_keep_others_from_being_served(serve: Serve) -> None:
+    client = await serve(header_timeout=2 * DUE, body_timeout=2 * DUE)
+    manner = Manner(port_of(client), pause=DUE / 2, last=GRACE)
+    crowds = [asyncio.create_task(slow_clients.crowd(kind, 50, manner)) for kind in ("headers", "body")]
+    await eventually(lambda: len(server_of(client)._all.members) >= 100)
+    for _ in range(50):
+        async with client.get("/ping") as answer:
+            assert answer.status == 200
+    for ended in await asyncio.gather(*crowds):
+        assert {client.status for client in ended} <= {408, None}
+        assert all(client.seconds < GRACE for client in ended)
+
+
+# ------------------------------------------------------------------------------------------------- limits
+
+
+async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(serve: Serve) -> None:
+    client = await serve(max_connections=3)
+    async with connected(client) as first, connected(client) as second, connected(client) as third:
+        for each in (first, second, third, first):  # so the second has been idle longest
+            assert await ask(*each) == OK
+        async with connected(client) as newcomer:
+            assert await ask(*newcomer) == OK
+            assert await ask(*second) == b""
+            for each in (first, third, newcomer):
+                assert await ask(*each) == OK
+        assert server_of(client).refused == 0
+
+
+async def test_when_all_are_busy_a_newcomer_is_refused_until_one_is_done(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await serve(max_connections=2)
+    async with connected(client) as one, connected(client) as other:
+        for _, writer in (one, other):
+            writer.write(slow_clients.BODY)
+        await eventually(lambda: all(c._current_request for c in server_of(client)._all.members))
+        for _ in range(3):
+            async with connected(client) as newcomer:
+                assert await ask(*newcomer) == b""
+        assert server_of(client).refused == 3
+        assert [record.getMessage() for record in caplog.records] == [
+            "there are too many connections (1 so far refused): see webserver.max_connections"
+        ]
+        one[1].close()
+        await eventually(lambda: len(server_of(client)._all.members) == 1)
+        async with connected(client) as newcomer:
+            assert await ask(*newcomer) == OK
+
+
+async def test_one_address_cannot_take_the_places_of_others(serve: Serve) -> None:
+    client = await serve(max_connections=4, max_connections_per_address=2)
+    async with connected(client, "127.0.0.2") as one, connected(client, "127.0.0.2") as other:
+        for _, writer in (one, other):
+            writer.write(slow_clients.BODY)
+        await eventually(lambda: len([c for c in server_of(client)._all.members if c._current_request]) == 2)
+        async with connected(client, "127.0.0.2") as third:
+            assert await ask(*third) == b""
+        async with connected(client, "127.0.0.3") as somebody_else:
+            assert await ask(*somebody_else) == OK
+    await eventually(lambda: not server_of(client)._of_address)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+    ],
+)
+def test_an_ipv6_host_counts_as_one_whatever_address_of_its_network_it_takes(
+    one: str, other: str, same: bool
+) -> None:
+    assert (wire._network((one, 1)) == wire._network((other, 2, 0, 0))) is same
+
+
+def test_a_unix_socket_has_no_address() -> None:
+    assert wire._network("") is None
+
+
+async def test_ten_times_the_limit_of_idle_connections_leave_room_for_a_health_check(serve: Serve) -> None:
+    client = await serve(max_connections=40)
+    descriptors = open_files()
+    crowd = asyncio.create_task(slow_clients.crowd("idle", 400, Manner(port_of(client), last=2.0), at_once=20))
+    for _ in range(20):
+        async with client.get("/health/live") as answer:
+            assert answer.status == 200
+        assert len(server_of(client)._all.members) <= 40
+        await asyncio.sleep(0.05)
+    ended = await crowd
+    assert len(ended) == 400
+    await eventually(lambda: open_files() <= descriptors + 5)
+
+
+# -------------------------------------------------------------------------------------- what must be there
+
+
+@pytest.fixture
+def limits() -> Any:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield before
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_the_connections_need(limits: tuple[int, int]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    config = Config(webserver=WebServerConfig(max_connections=1500))
+    assert wire.admissible(config) == 1500
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1500 + config.db.pool_size + wire.SPARE_DESCRIPTORS
+
+
+def under(hard_limit: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`wire.admissible` in a process that may open so many files."""
+    code = "from gatepost.config import Config; from gatepost import wire; print(wire.admissible(Config.load()))"
+    return subprocess.run(
+        ["sh", "-c", f'ulimit -n {hard_limit} && exec "$0" -c "$1"', sys.executable, code],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_where_fewer_files_may_be_open_there_are_fewer_connections_and_a_warning(tmp_path: Path) -> None:
+    done = under(600, tmp_path, GATEPOST_DB__POOL_SIZE="8")
+    assert done.stdout == "80\n"
+    assert "only 600 files may be open" in done.stderr
+    refused = under(500, tmp_path)
+    assert refused.returncode == 1
+    assert f"{ConfigError.__name__}: only 500 files may be open" in refused.stderr
+
+
+def test_without_the_compiled_parser_it_does_not_start(dsn: Dsn, tmp_path: Path) -> None:
+    done = gatepost(
+        "run", cwd=tmp_path, AIOHTTP_NO_EXTENSIONS="1", GATEPOST_WEBSERVER__PORT="0", **environment_of(dsn)
+    )
+    assert done.returncode == 1
+    assert "without its compiled HTTP parser" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------- what is no HTTP
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"hunter2 hunter2\r\n\r\n",
+        b"GET hunter2 hunter2 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/hunter2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nhunter2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"hunter2" * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: hunter2\0\r\n\r\n",
+        b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Length: hunter2\r\n\r\n",
+        b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03hunter2\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_a_problem_of_our_shape_that_repeats_nothing(
+    client: Client, request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await exchange(client, request_)
+    problem = judge(400, answer.headers, answer.body)
+    assert problem["code"] == "bad_request"
+    assert answer.headers["Server"] == "gatepost"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert b"hunter2" not in answer.body
+    assert "hunter2" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ callers who leave
+
+
+async def test_the_password_of_a_caller_who_has_gone_is_not_hashed_and_its_place_is_free(
+    config: Config, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passwords = config.passwords.model_copy(update={"threads": 1, "queue": 3})
+    client = await start_server(config.model_copy(update={"passwords": passwords}))
+    await register(client, "ada")
+    go_on, hashed, honest = threading.Event(), [], hashing.derive
+
+    def wait(kind: Kind, secret: bytes) -> Derived:
+        hashed.append(secret)
+        assert go_on.wait(20)
+        return honest(kind, secret)
+
+    monkeypatch.setattr(hashing, "derive", wait)
+    hasher = client.server.app[CREDENTIALS].hasher  # type: ignore[attr-defined]
+
+    def attempt(number: int) -> bytes:
+        return raw("POST", "/user", body=b'{"username":"ada","password":"%d %s"}' % (number, PASSWORD.encode()))
+
+    try:
+        async with connected(client) as stays:
+            stays[1].write(attempt(0))
+            await eventually(lambda: len(hashed) == 1)
+            async with connected(client) as one, connected(client) as two, connected(client) as three:
+                for number, (_, writer) in enumerate((one, two, three), 1):
+                    writer.write(attempt(number))
+                await eventually(lambda: hasher.waiting == 3)
+                assert (await exchange(client, attempt(4))).status == 503
+            await eventually(lambda: hasher.waiting == 0)
+            go_on.set()
+            assert (await stays[0].readline()).startswith(b"HTTP/1.1 401")
+        async with client.post("/user", json={"username": "ada", "password": PASSWORD}) as answer:
+            assert answer.status == 200
+        assert hashed == [b"0 " + PASSWORD.encode(), PASSWORD.encode()]
+    finally:
+        go_on.set()
+
+
+async def test_a_server_stops_with_slow_and_idle_clients_connected(serve: Serve) -> None:
+    client = await serve(shutdown_timeout=DUE)
+    async with connected(client) as idle, connected(client) as slow:
+        assert await ask(*idle) == OK
+        slow[1].write(slow_clients.BODY)
+        await eventually(lambda: any(c._current_request for c in server_of(client)._all.members))
+        async with asyncio.timeout(GRACE):
+            await client.server.close()
+        assert await idle[0].read() == b""
+        with contextlib.suppress(ConnectionError):
+            await slow[0].read()
