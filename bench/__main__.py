@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, population, report, seed, wrk
+from bench import measures, overload, population, report, seed, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -46,6 +46,8 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
             _say("logins …")
             logins, more = measures.logins(service, planted, folder, rounds=rounds, seconds=seconds)
             memory += measures.memory(service, "after the load")
+            _say("a flood of logins …")
+            flood, still_more = overload.overload(service, planted, folder)
             _say("a million users …")
             count = 20_000 if quick else 1_000_000
             imported = population.import_users(service, folder, count)
@@ -53,12 +55,13 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
     groups = {
         f"Session checks ({measures.CHECK_CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": checks,
         f"Logins ({measures.LOGIN_CONNECTIONS} connections)": logins,
+        f"Under a flood of logins ({overload.STEADY_RATE} checks/s beside it)": flood,
         "Memory": memory,
         "Import": imported,
         f"Lists, in Postgres ({count:,} users)": pages,
         "Start-up": start,
     }
-    return groups, [*notes, *more]
+    return groups, [*notes, *more, *still_more]
 
 
 def _say(what: str) -> None:

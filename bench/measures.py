@@ -93,7 +93,7 @@ class _Cpu:
         )
 
 
-class _Others:
+class Others:
     """What other programs do meanwhile: an idle machine is rare, and noise should be seen as such."""
 
     def __init__(self, service: Service) -> None:
@@ -112,12 +112,14 @@ class _Others:
         return processes.machine_busy_seconds() - load - cpu.server - cpu.postgres
 
 
-def _others_figures(name: str, processors: list[float]) -> list[Figure]:
+def others_figures(name: str, processors: list[float]) -> list[Figure]:
+    """What `Others` saw in each round."""
     what = "processors that other programs kept busy"
     return [Figure(f"{name}_others", what, processors)] if processes.AVAILABLE else []
 
 
-def _others_notes(during: str, processors: list[float]) -> list[str]:
+def others_notes(during: str, processors: list[float]) -> list[str]:
+    """What to say about it, if it was much."""
     if max(processors) < DISTURBED:
         return []
     return [
@@ -145,7 +147,7 @@ def checks(
     looks: list[tuple[Round, _Cpu]] = []
     others = []
     for _ in range(rounds):
-        meanwhile = _Others(service)
+        meanwhile = Others(service)
         for load, results in ((ping, pings), (check, looks)):
             time.sleep(SETTLE)
             results.append(_round(service, load, seconds))
@@ -182,7 +184,7 @@ def checks(
             figures.append(
                 Figure(f"{name}_waited", f"{name}s, the server waited for a processor", waited, "% of time", 0)
             )
-    return figures + _others_figures("check", others), _others_notes("session checks", others)
+    return figures + others_figures("check", others), others_notes("session checks", others)
 
 
 def logins(
@@ -199,7 +201,7 @@ def logins(
     login.run(1)  # warm
     bare, beside, done, steady, others = [], [], [], [], []
     for _ in range(rounds):
-        meanwhile = _Others(service)
+        meanwhile = Others(service)
         time.sleep(SETTLE)
         bare.append(hashes_per_second(seconds))
         time.sleep(SETTLE)
@@ -237,4 +239,4 @@ def logins(
         Figure("login_p50", "login, p50", [r.p50 for r in done], "ms", 0),
         Figure("login_p99", "login, p99", [r.p99 for r in done], "ms", 0),
     ]
-    return figures + _others_figures("login", others), _others_notes("logins", others)
+    return figures + others_figures("login", others), others_notes("logins", others)

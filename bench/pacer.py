@@ -26,10 +26,14 @@ GRACE = 5.0
 
 @dataclass(frozen=True)
 class Paced:
-    """What a steady load measured. Latencies in milliseconds; ``lateness`` is the generator's own, and included."""
+    """What a steady load measured. Latencies in milliseconds; ``lateness`` is the generator's own, and included.
+
+    ``unanswered``: how many did not come in time; each counts with the time that it was waited for.
+    """
 
     latencies: list[float]
     lateness: list[float]
+    unanswered: int
 
 
 class Pacer:
@@ -39,12 +43,15 @@ class Pacer:
         self._process = process
         self._seconds = seconds
 
-    def result(self) -> Paced:
-        """Wait for its end. Raises ServiceError when an answer was not 200 or did not come."""
+    def result(self, *, all_answered: bool = True) -> Paced:
+        """Wait for its end. Raises ServiceError when an answer was not 200, or did not come and should have."""
         out, _ = self._process.communicate(timeout=self._seconds + 2 * GRACE)
         if self._process.returncode != 0:
             raise ServiceError(f"the steady load failed: {out.strip()[-300:]}")
-        return Paced(**json.loads(out))
+        paced = Paced(**json.loads(out))
+        if all_answered and paced.unanswered:
+            raise ServiceError(f"the steady load failed: {paced.unanswered} answers did not come")
+        return paced
 
 
 @contextmanager
@@ -80,26 +87,27 @@ def _run(port: int, requests: list[bytes], rate: int, seconds: int) -> Paced:
 
     total, sent = rate * seconds, 0
     due_of: dict[socket.socket, float] = {}
-    paced = Paced([], [])
+    latencies: list[float] = []
+    lateness: list[float] = []
     began = time.perf_counter()
-    while len(paced.latencies) < total:
+    while len(latencies) < total and time.perf_counter() <= began + seconds + GRACE:
         now = time.perf_counter()
         while sent < total and free and (due := began + sent / rate) <= now:
             connection = free.popleft()
             connection.sendall(requests[sent % len(requests)])
             due_of[connection] = due
             sent += 1
-            paced.lateness.append((time.perf_counter() - due) * 1e3)
+            lateness.append((time.perf_counter() - due) * 1e3)
         patience = max(began + sent / rate - time.perf_counter(), 0) if sent < total and free else GRACE
         for key, _ in selector.select(patience):
             assert isinstance(key.fileobj, socket.socket)
             connection = key.fileobj
             _receive(connection)
-            paced.latencies.append((time.perf_counter() - due_of.pop(connection)) * 1e3)
+            latencies.append((time.perf_counter() - due_of.pop(connection)) * 1e3)
             free.append(connection)
-        if time.perf_counter() > began + seconds + GRACE:
-            sys.exit(f"{total - len(paced.latencies)} answers did not come")
-    return paced
+    end, unanswered = time.perf_counter(), total - len(latencies)
+    awaited = [*due_of.values(), *(began + number / rate for number in range(sent, total))]
+    return Paced([*latencies, *((end - when) * 1e3 for when in awaited)], lateness, unanswered)
 
 
 def _receive(connection: socket.socket) -> None:
@@ -127,7 +135,7 @@ def _main() -> None:
     tokens = given.tokens.read_text("ascii").split()
     requests = [http_request("GET", "/user", Authorization=token).encode() for token in tokens]
     paced = _run(given.port, requests, given.rate, given.seconds)
-    print(json.dumps({"latencies": paced.latencies, "lateness": paced.lateness}))
+    print(json.dumps(vars(paced)))
 
 
 if __name__ == "__main__":
