@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gatepost import wire
+from gatepost import admission, wire
 from gatepost.config import Config, ConfigError, WebServerConfig
 from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
@@ -95,7 +95,7 @@ async def test_a_request_that_trickles_in_is_408_when_its_time_is_over(serve: Se
     ended = await slow_clients.attend(kind, Manner(port_of(client), pause=DUE / 8, last=GRACE))
     assert ended.status == 408
     assert DUE <= ended.seconds < GRACE
-    await eventually(lambda: not server_of(client)._all.members)
+    await eventually(lambda: not server_of(client).admission.members)
 
 
 @pytest.mark.parametrize("begun", [slow_clients.BEGUN, slow_clients.BODY, slow_clients.BODY + b"x"])
@@ -175,8 +175,8 @@ async def test_an_idle_connection_is_closed_after_its_time(serve: Serve) -> None
 async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_answers(serve: Serve) -> None:
     client = await serve(body_timeout=2 * DUE)
     attended = asyncio.create_task(slow_clients.deaf(Manner(port_of(client), last=GRACE)))
-    await eventually(lambda: any(c._paused for c in server_of(client)._all.members))
-    (connection,) = server_of(client)._all.members
+    await eventually(lambda: any(c._paused for c in server_of(client).admission.members))
+    (connection,) = server_of(client).admission.members
     assert connection._pipe is not None
     unsent = []
     while not connection._pipe.is_closing():
@@ -185,14 +185,14 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
     async with client.get("/openapi.json") as answer:
         assert max(unsent) <= 2 * len(await answer.read())
     assert (await attended).seconds < GRACE
-    await eventually(lambda: connection not in server_of(client)._all.members)
+    await eventually(lambda: connection not in server_of(client).admission.members)
 
 
 async def test_slow_clients_do_not_keep_others_from_being_served(serve: Serve) -> None:
     client = await serve(header_timeout=2 * DUE, body_timeout=2 * DUE)
     manner = Manner(port_of(client), pause=DUE / 2, last=GRACE)
     crowds = [asyncio.create_task(slow_clients.crowd(kind, 50, manner)) for kind in ("headers", "body")]
-    await eventually(lambda: len(server_of(client)._all.members) >= 100)
+    await eventually(lambda: len(server_of(client).admission.members) >= 100)
     for _ in range(50):
         async with client.get("/ping") as answer:
             assert answer.status == 200
@@ -214,7 +214,7 @@ async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(s
             assert await ask(*second) == b""
             for each in (first, third, newcomer):
                 assert await ask(*each) == OK
-        assert server_of(client).refused == 0
+        assert server_of(client).admission.refused == 0
 
 
 async def test_when_all_are_busy_a_newcomer_is_refused_until_one_is_done(
@@ -224,16 +224,16 @@ async def test_when_all_are_busy_a_newcomer_is_refused_until_one_is_done(
     async with connected(client) as one, connected(client) as other:
         for _, writer in (one, other):
             writer.write(slow_clients.BODY)
-        await eventually(lambda: all(c._current_request for c in server_of(client)._all.members))
+        await eventually(lambda: all(c._current_request for c in server_of(client).admission.members))
         for _ in range(3):
             async with connected(client) as newcomer:
                 assert await ask(*newcomer) == b""
-        assert server_of(client).refused == 3
+        assert server_of(client).admission.refused == 3
         assert [record.getMessage() for record in caplog.records] == [
-            "there are too many connections (1 so far refused): see webserver.max_connections"
+            "connections are refused (1 so far): see webserver.max_connections"
         ]
         one[1].close()
-        await eventually(lambda: len(server_of(client)._all.members) == 1)
+        await eventually(lambda: len(server_of(client).admission.members) == 1)
         async with connected(client) as newcomer:
             assert await ask(*newcomer) == OK
 
@@ -243,12 +243,12 @@ async def test_one_address_cannot_take_the_places_of_others(serve: Serve) -> Non
     async with connected(client, "127.0.0.2") as one, connected(client, "127.0.0.2") as other:
         for _, writer in (one, other):
             writer.write(slow_clients.BODY)
-        await eventually(lambda: len([c for c in server_of(client)._all.members if c._current_request]) == 2)
+        await eventually(lambda: len([c for c in server_of(client).admission.members if c._current_request]) == 2)
         async with connected(client, "127.0.0.2") as third:
             assert await ask(*third) == b""
         async with connected(client, "127.0.0.3") as somebody_else:
             assert await ask(*somebody_else) == OK
-    await eventually(lambda: not server_of(client)._of_address)
+    await eventually(lambda: not server_of(client).admission._of_address)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +265,11 @@ async def test_one_address_cannot_take_the_places_of_others(serve: Serve) -> Non
 def test_an_ipv6_host_counts_as_one_whatever_address_of_its_network_it_takes(
     one: str, other: str, same: bool
 ) -> None:
-    assert (wire._network((one, 1)) == wire._network((other, 2, 0, 0))) is same
+    assert (admission.network((one, 1)) == admission.network((other, 2, 0, 0))) is same
 
 
 def test_a_unix_socket_has_no_address() -> None:
-    assert wire._network("") is None
+    assert admission.network("") is None
 
 
 async def test_ten_times_the_limit_of_idle_connections_leave_room_for_a_health_check(serve: Serve) -> None:
@@ -279,7 +279,7 @@ async def test_ten_times_the_limit_of_idle_connections_leave_room_for_a_health_c
     for _ in range(20):
         async with client.get("/health/live") as answer:
             assert answer.status == 200
-        assert len(server_of(client)._all.members) <= 40
+        assert len(server_of(client).admission.members) <= 40
         await asyncio.sleep(0.05)
     ended = await crowd
     assert len(ended) == 400
@@ -299,13 +299,13 @@ def limits() -> Any:
 def test_the_limit_on_open_files_is_raised_as_far_as_the_connections_need(limits: tuple[int, int]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
     config = Config(webserver=WebServerConfig(max_connections=1500))
-    assert wire.admissible(config) == 1500
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1500 + config.db.pool_size + wire.SPARE_DESCRIPTORS
+    assert admission.admissible(config) == 1500
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1500 + config.db.pool_size + admission.SPARE_DESCRIPTORS
 
 
 def under(hard_limit: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`wire.admissible` in a process that may open so many files."""
-    code = "from gatepost.config import Config; from gatepost import wire; print(wire.admissible(Config.load()))"
+    """`admission.admissible` in a process that may open so many files."""
+    code = "from gatepost.config import Config; from gatepost.admission import *; print(admissible(Config.load()))"
     return subprocess.run(
         ["sh", "-c", f'ulimit -n {hard_limit} && exec "$0" -c "$1"', sys.executable, code],
         cwd=cwd,
@@ -410,7 +410,7 @@ async def test_a_server_stops_with_slow_and_idle_clients_connected(serve: Serve)
     async with connected(client) as idle, connected(client) as slow:
         assert await ask(*idle) == OK
         slow[1].write(slow_clients.BODY)
-        await eventually(lambda: any(c._current_request for c in server_of(client)._all.members))
+        await eventually(lambda: any(c._current_request for c in server_of(client).admission.members))
         async with asyncio.timeout(GRACE):
             await client.server.close()
         assert await idle[0].read() == b""

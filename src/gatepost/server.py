@@ -78,6 +78,9 @@ def api_document() -> str:
     return openapi.render(ROUTES)
 
 
+BACKLOG = 2048  # the kernel cuts it to its own limit (net.core.somaxconn)
+
+
 class WebServer:
     """Gatepost over HTTP: ``app`` serves, ``initializer`` connects it to its database.
 
@@ -238,6 +241,9 @@ class WebServer:
             try:
                 await runner.setup()
                 await web.SockSite(runner, sock).start()
+                # asyncio accepts as many in one go as it lets wait; a flood needs more waiting, or attempts of others
+                # are dropped and come again a second later (measured: a health check took 2.2 s).
+                sock.listen(BACKLOG)
                 announce(self.welcome(sock.getsockname()[1]))
                 await asyncio.Event().wait()
             finally:

@@ -1,14 +1,11 @@
-"""The wire: how long a client may take, how many connections there may be, and answers to what is no HTTP.
+"""The wire: how long a client may take, and answers to what is no HTTP.
 
 aiohttp has a deadline for idle connections only. Here each connection has one timer, armed while something is
 unfinished and at no other time: a request that arrives whole, as nearly all do, costs two assignments more.
 """
 
 import asyncio
-import contextlib
 import math
-import resource
-import socket
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
@@ -17,17 +14,13 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gatepost.config import Config, ConfigError, WebServerConfig
+from gatepost.admission import Admission, admissible, network
+from gatepost.config import Config, WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
 from gatepost.web import QuietLogger, add_common_headers, render
 
 T = TypeVar("T")
 
-# Open files that are no client's connection: ours, and those just accepted and about to be closed (asyncio takes 128
-# in one go, and closes them two turns of its loop later).
-SPARE_DESCRIPTORS = 512
-# At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
-_ROOM = 16
 _NEVER = math.inf
 
 
@@ -41,32 +34,6 @@ def require_parser() -> None:
         raise PurePythonParser(
             "aiohttp runs without its compiled HTTP parser: unset AIOHTTP_NO_EXTENSIONS, or install a wheel of it"
         )
-
-
-def admissible(config: Config) -> int:
-    """How many connections there may be: ``webserver.max_connections``, if so many files may be open.
-
-    The soft limit is raised as far as that needs. Where the hard one is too low there are fewer connections, and a
-    warning: running out of files would keep us from our database too. Raises ConfigError when none is left.
-    """
-    wanted, others = config.webserver.max_connections, config.db.pool_size + SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted + others:
-        needed = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
-        with contextlib.suppress(ValueError, OSError):  # macOS has one more limit, and says so here
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-            soft = needed
-        if soft < wanted + others:
-            if soft <= others:
-                raise ConfigError(
-                    f"only {soft} files may be open, and {others + 1} are needed at least: see `ulimit -n`"
-                )
-            log.warning(
-                "webserver.max_connections is %d, but only %d files may be open (ulimit -n): serving at most %d",
-                *(wanted, soft, soft - others),
-            )
-            return soft - others
-    return wanted
 
 
 class Connection(RequestHandler):
@@ -90,8 +57,8 @@ class Connection(RequestHandler):
         """A client is there, or is turned away."""
         self._pipe = cast("asyncio.Transport", transport)
         server = cast("Server", self._manager)
-        self.address = _network(self._pipe.get_extra_info("peername"))
-        if not server.admit(self):
+        self.address = network(self._pipe.get_extra_info("peername"))
+        if not server.admission.admit(self, self.address, self._loop.time()):
             # At once and without a word: an answer would cost more than the client's attempt did, and a reset would
             # overtake it, since the request is there already and not read.
             self._manager = None
@@ -219,82 +186,25 @@ class Connection(RequestHandler):
         return response
 
 
-class _Group:
-    """Connections that share a limit."""
-
-    __slots__ = ("_limit", "_look_again", "members")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._look_again = 0.0
-        self.members: set[Connection] = set()
-
-    def has_room(self, now: float) -> bool:
-        """Whether there is room, or can be made by closing those that have been idle longest."""
-        if len(self.members) < self._limit:
-            return True
-        if now < self._look_again:
-            return False
-        idle = sorted((c for c in self.members if c.is_waiting), key=lambda c: c.idle_since)
-        for connection in idle[: 1 + self._limit // _ROOM]:
-            self.members.discard(connection)
-            connection.force_close()
-        if not idle:
-            self._look_again = now + 1
-        return bool(idle)
-
-
 class Server(web.Server):
-    """Makes connections, up to the limits."""
+    """Makes connections."""
 
-    def __init__(self, config: WebServerConfig, most: int, handler: Any, **options: Any) -> None:
+    def __init__(
+        self, config: WebServerConfig, admission: Admission[Connection], handler: Any, **options: Any
+    ) -> None:
         super().__init__(handler, **options)
         self._config = config
-        self._all = _Group(most)
-        self._of_address: dict[bytes, _Group] = {}
-        self.refused = 0
-        """Connections that were turned away since the start."""
-        self._told = -_NEVER
+        self.admission = admission
 
     def __call__(self) -> Connection:
         """A connection, for asyncio."""
         return Connection(self, self._config, loop=self._loop, **self._kwargs)
 
-    def admit(self, connection: Connection) -> bool:
-        """Count a newcomer in, unless too many are here."""
-        now = self._loop.time()
-        groups = [self._all]
-        if connection.address is not None:
-            groups.append(
-                self._of_address.get(connection.address) or _Group(self._config.max_connections_per_address)
-            )
-        if not all(group.has_room(now) for group in reversed(groups)):
-            self._tell(now)
-            return False
-        for group in groups:
-            group.members.add(connection)
-        if connection.address is not None:
-            self._of_address[connection.address] = groups[-1]
-        return True
-
-    def _tell(self, now: float) -> None:
-        self.refused += 1
-        if now - self._told > 60:
-            self._told = now
-            log.warning(
-                "there are too many connections (%d so far refused): see webserver.max_connections", self.refused
-            )
-
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count it out."""
         super().connection_lost(handler, exc)
         connection = cast("Connection", handler)
-        self._all.members.discard(connection)
-        address = connection.address
-        if address is not None and (group := self._of_address.get(address)) is not None:
-            group.members.discard(connection)
-            if not group.members:
-                del self._of_address[address]
+        self.admission.leave(connection, connection.address)
 
 
 class Runner(web.AppRunner):
@@ -305,7 +215,8 @@ class Runner(web.AppRunner):
 
     def __init__(self, app: web.Application, config: Config, **options: Any) -> None:
         require_parser()
-        self._config, self._most = config.webserver, admissible(config)
+        self._config = config.webserver
+        self.admission = Admission[Connection](admissible(config), self._config.max_connections_per_address)
         super().__init__(
             app,
             access_log=None,
@@ -319,22 +230,8 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return Server(
-            self._config, self._most, made.request_handler, request_factory=made.request_factory, **self._kwargs
+            self._config, self.admission, made.request_handler, request_factory=made.request_factory, **self._kwargs
         )
-
-
-def _network(peer: object) -> bytes | None:
-    """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which is what one host is given.
-
-    None on a Unix socket.
-    """
-    if not isinstance(peer, tuple):
-        return None
-    host = str(peer[0]).partition("%")[0]
-    if ":" not in host:
-        return socket.inet_aton(host)
-    packed = socket.inet_pton(socket.AF_INET6, host)
-    return packed[12:] if packed.startswith(bytes(10) + b"\xff\xff") else packed[:8]
 
 
 async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:

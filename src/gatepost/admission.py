@@ -1,0 +1,138 @@
+"""How many connections there may be, in all and from one address."""
+
+import contextlib
+import math
+import resource
+import socket
+from typing import Generic, Protocol, TypeVar
+
+from gatepost.config import Config, ConfigError
+from gatepost.logs import log
+
+# Open files that are no client's connection: ours, and those just accepted and about to be closed (asyncio takes 128
+# in one go, and closes them two turns of its loop later).
+SPARE_DESCRIPTORS = 512
+# At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
+_ROOM = 16
+
+
+def admissible(config: Config) -> int:
+    """How many connections there may be: ``webserver.max_connections``, if so many files may be open.
+
+    The soft limit is raised as far as that needs. Where the hard one is too low there are fewer connections, and a
+    warning: running out of files would keep us from our database too. Raises ConfigError when none is left.
+    """
+    wanted, others = config.webserver.max_connections, config.db.pool_size + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + others:
+        needed = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
+        with contextlib.suppress(ValueError, OSError):  # macOS has one more limit, and says so here
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            soft = needed
+        if soft < wanted + others:
+            if soft <= others:
+                raise ConfigError(
+                    f"only {soft} files may be open, and {others + 1} are needed at least: see `ulimit -n`"
+                )
+            log.warning("fewer connections than configured", reason="ulimit -n", open_files=soft, most=soft - others)
+            return soft - others
+    return wanted
+
+
+class Member(Protocol):
+    """A connection, as far as it matters here."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request is under way."""
+
+    @property
+    def idle_since(self) -> float:
+        """A time that grows with that of its last answer, or of its beginning."""
+
+    def force_close(self) -> None:
+        """End it."""
+
+
+T = TypeVar("T", bound=Member)
+
+
+class _Group(Generic[T]):
+    """Connections that share a limit."""
+
+    __slots__ = ("_limit", "_look_again", "members")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._look_again = 0.0
+        self.members: set[T] = set()
+
+    def has_room(self, now: float) -> bool:
+        """Whether there is room, or can be made by closing those that have been idle longest."""
+        if len(self.members) < self._limit:
+            return True
+        if now < self._look_again:
+            return False
+        idle = sorted((m for m in self.members if m.is_waiting), key=lambda m: m.idle_since)
+        for member in idle[: 1 + self._limit // _ROOM]:
+            self.members.discard(member)
+            member.force_close()
+        if not idle:
+            self._look_again = now + 1
+        return bool(idle)
+
+
+class Admission(Generic[T]):
+    """Counts connections in and out, up to ``most`` in all and ``per_address``."""
+
+    def __init__(self, most: int, per_address: int) -> None:
+        self._all: _Group[T] = _Group(most)
+        self._of_address: dict[bytes, _Group[T]] = {}
+        self._per_address = per_address
+        self.refused = 0
+        """Connections that were turned away since the start."""
+        self._told = -math.inf
+
+    @property
+    def members(self) -> frozenset[T]:
+        """Those that are in."""
+        return frozenset(self._all.members)
+
+    def admit(self, newcomer: T, address: bytes | None, now: float) -> bool:
+        """Count a newcomer in, unless too many are here. ``address``: as `network` has it; ``now``: seconds."""
+        groups = [self._all]
+        if address is not None:
+            groups.append(self._of_address.get(address) or _Group(self._per_address))
+        if not all(group.has_room(now) for group in reversed(groups)):
+            self.refused += 1
+            if now - self._told > 60:
+                self._told = now
+                log.warning("connections refused", so_far=self.refused, key="webserver.max_connections")
+            return False
+        for group in groups:
+            group.members.add(newcomer)
+        if address is not None:
+            self._of_address[address] = groups[-1]
+        return True
+
+    def leave(self, member: T, address: bytes | None) -> None:
+        """Count one out."""
+        self._all.members.discard(member)
+        if address is not None and (group := self._of_address.get(address)) is not None:
+            group.members.discard(member)
+            if not group.members:
+                del self._of_address[address]
+
+
+def network(peer: object) -> bytes | None:
+    """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which is what one host is given.
+
+    None on a Unix socket.
+    """
+    if not isinstance(peer, tuple):
+        return None
+    host = str(peer[0]).partition("%")[0]
+    if ":" not in host:
+        return socket.inet_aton(host)
+    packed = socket.inet_pton(socket.AF_INET6, host)
+    return packed[12:] if packed.startswith(bytes(10) + b"\xff\xff") else packed[:8]
