@@ -37,8 +37,6 @@ from gatepost.db import Database, Dsn
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.pool import DriverConnection
 from gatepost.server import WebServer
-from gatepost.web import CONFIG
-from gatepost.wire import Runner
 from tests.documented import Documented
 
 Client = TestClient[web.Request, web.Application]
@@ -216,10 +214,14 @@ def config(dsn: Dsn) -> Config:
 
 
 class ProductionServer(TestServer):
-    """With the runner that `gatepost run` has."""
+    """With the runner that `gatepost run` has. ``of``: it has been initialized."""
+
+    def __init__(self, of: WebServer) -> None:
+        super().__init__(of.app)
+        self._of = of
 
     async def _make_runner(self, **kwargs: Any) -> web.BaseRunner:
-        return Runner(self.app, self.app[CONFIG])
+        return self._of.runner()
 
 
 StartServer = Callable[[Config], Awaitable[Client]]
@@ -234,9 +236,9 @@ def start_server(aiohttp_client: Callable[..., Awaitable[Client]]) -> Iterator[S
     documented = Documented()
 
     async def start(config: Config) -> Client:
-        app = await WebServer(config).initializer()
-        app.on_response_prepare.append(documented)
-        return await aiohttp_client(ProductionServer(app))
+        server = WebServer(config)
+        (await server.initializer()).on_response_prepare.append(documented)
+        return await aiohttp_client(ProductionServer(server))
 
     yield start
     assert documented.violations == []

@@ -40,7 +40,8 @@ async def both(
     assert server.operators is not None
     for app in (server.app, server.operators):
         app.on_response_prepare.append(documented)
-    client = await aiohttp_client(ProductionServer(await server.initializer()))
+    await server.initializer()
+    client = await aiohttp_client(ProductionServer(server))
     async with aiohttp.ClientSession(f"http://127.0.0.1:{server.operators_port}") as operators:
         yield client, operators
     assert documented.violations == []

@@ -9,9 +9,11 @@ from typing import Generic, Protocol, TypeVar
 from gatepost.config import Config, ConfigError
 from gatepost.logs import log
 
-# Open files that are no client's connection: ours, and those just accepted and about to be closed (asyncio takes 128
-# in one go, and closes them two turns of its loop later).
-SPARE_DESCRIPTORS = 512
+# On the operators' own address.
+OPERATOR_CONNECTIONS = 100
+# Open files that are no client's connection: the operators', ours, and those just accepted and about to be closed
+# (asyncio takes 128 in one go, and closes them two turns of its loop later).
+SPARE_DESCRIPTORS = 512 + OPERATOR_CONNECTIONS
 # At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
 _ROOM = 16
 
@@ -92,6 +94,10 @@ class Admission(Generic[T]):
         self.refused = 0
         """Connections that were turned away since the start."""
         self._told = -math.inf
+
+    def __len__(self) -> int:
+        """How many are in."""
+        return len(self._all.members)
 
     @property
     def members(self) -> frozenset[T]:

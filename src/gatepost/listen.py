@@ -3,6 +3,9 @@
 import errno
 import socket
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted; the kernel cuts it to its own limit (net.core.somaxconn)."""
+
 
 class StartError(Exception):
     """The server cannot start; the message is one line that says why and what to do."""

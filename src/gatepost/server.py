@@ -16,6 +16,7 @@ from gatepost import events, schema, throttle
 from gatepost.accounts import handlers as accounts
 from gatepost.admin import handlers as admin
 from gatepost.admin import record
+from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials
@@ -23,7 +24,7 @@ from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
-from gatepost.listen import bind, in_url
+from gatepost.listen import BACKLOG, bind, in_url
 from gatepost.logs import log
 from gatepost.metrics import Metrics
 from gatepost.observer import Observer
@@ -76,9 +77,6 @@ T = TypeVar("T")
 def api_document() -> str:
     """What `/openapi.json` answers. The routes are always the same, so it is made once."""
     return openapi.render(ROUTES)
-
-
-BACKLOG = 2048  # the kernel cuts it to its own limit (net.core.somaxconn)
 
 
 class WebServer:
@@ -166,7 +164,7 @@ class WebServer:
     async def _serve_operators(self, sock: socket.socket) -> None:
         assert self.operators is not None
         self.operators[ops.FOR_OPERATORS] = True
-        runner = Runner(self.operators, self.config)
+        runner = Runner(self.operators, self.config, most=OPERATOR_CONNECTIONS)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()
@@ -214,12 +212,14 @@ class WebServer:
         await self._resources.aclose()
         log.info("stopped")
 
-    def runner(self, **options: Any) -> Runner:
+    def runner(self) -> Runner:
         """What serves `app`, once `initializer` is done, with the deadlines and limits of the configuration.
 
         Raises wire.PurePythonParser, ConfigError.
         """
-        return Runner(self.app, self.config, **options)
+        runner = Runner(self.app, self.config)
+        instruments.follow_connections(self.metrics, runner.admission)
+        return runner
 
     def run(self, announce: Callable[[str], None] = print) -> None:
         """Serve until SIGINT or SIGTERM. ``announce`` is given a few lines about it once requests are accepted.

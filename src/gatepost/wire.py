@@ -5,6 +5,7 @@ unfinished and at no other time: a request that arrives whole, as nearly all do,
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
@@ -210,21 +211,20 @@ class Server(web.Server):
 class Runner(web.AppRunner):
     """Serves an app by the rules of this module. For `WebServer.run`, for gunicorn's worker and for tests.
 
-    Raises PurePythonParser, ConfigError.
+    ``most``: connections at once, instead of what the configuration says. Raises PurePythonParser, ConfigError.
     """
 
-    def __init__(self, app: web.Application, config: Config, **options: Any) -> None:
+    def __init__(self, app: web.Application, config: Config, *, most: int | None = None) -> None:
         require_parser()
         self._config = config.webserver
-        self.admission = Admission[Connection](admissible(config), self._config.max_connections_per_address)
+        self.admission = Admission[Connection](most or admissible(config), self._config.max_connections_per_address)
         super().__init__(
             app,
             access_log=None,
             auto_decompress=False,  # bodies are never decompressed: an encoded one is refused unread
-            logger=QuietLogger(log, {}),
+            logger=QuietLogger(logging.getLogger("gatepost"), {}),
             keepalive_timeout=self._config.keepalive_timeout,
             shutdown_timeout=self._config.shutdown_timeout,
-            **options,
         )
 
     async def _make_server(self) -> web.Server:

@@ -2,8 +2,10 @@
 
 import math
 import time
+from typing import Any
 
 from gatepost import logs
+from gatepost.admission import Admission
 from gatepost.credentials import Credentials
 from gatepost.db import Database
 from gatepost.errors import DatabaseUnavailable
@@ -38,6 +40,16 @@ def follow(metrics: Metrics, credentials: Credentials, lookup: Lookup, pools: di
     )
     for name, database in pools.items():
         _follow_pool(metrics, name, database)
+
+
+def follow_connections(metrics: Metrics, admission: Admission[Any]) -> None:
+    """Follow the clients' connections to one server."""
+    metrics.follow("gatepost_connections", "Connections of clients.", lambda: len(admission))
+    metrics.follow(
+        "gatepost_connections_refused_total",
+        "Connections closed at once for being too many.",
+        lambda: admission.refused,
+    )
 
 
 def _follow_pool(metrics: Metrics, name: str, database: Database) -> None:
