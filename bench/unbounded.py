@@ -5,13 +5,14 @@ Each password is hashed by `run_in_executor(None, …)`, whose queue has no end.
 """
 
 import asyncio
+import secrets
 import sys
 import uuid
 from pathlib import Path
 
 from aiohttp import web
 
-from gatepost.config import Config
+from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import Credentials
 from gatepost.credentials.hashing import Derived, derive
 from gatepost.credentials.kinds import parse
@@ -21,6 +22,7 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import hash_token
+from gatepost.throttle import Throttle
 from gatepost.web import Handler
 
 
@@ -38,16 +40,19 @@ class App:
 
     def __init__(self, config: Config, database: Database, lookup: Lookup, credentials: Credentials) -> None:
         self._limits = config.sessions
+        self._throttle = Throttle(ThrottleConfig(account_burst=1_000_000), secrets.token_bytes(32))
         self._database, self._lookup, self._credentials = database, lookup, credentials
 
     async def log_in(self, request: web.Request) -> web.Response:
         """Open a session."""
         given = await request.json()
         name, token = str(given["username"]), str(uuid.uuid4())
-        setting = await self._database.read(queries.find_setting, name) or self._credentials.dummy(name)
+        entry = queries.Entry(name, None, self._throttle.for_login(name, None))
+        stored, taken = await self._database.read(queries.find_setting, entry)
+        setting = stored or self._credentials.dummy(name)
         loop, secret = asyncio.get_running_loop(), str(given["password"]).encode()
         derived: Derived = await loop.run_in_executor(None, derive, parse(setting.phc), secret)
-        attempt = queries.Attempt(name, setting, derived.digest, hash_token(token), request.remote, None)
+        attempt = queries.Attempt(name, setting, derived.digest, hash_token(token), request.remote, None, None, taken)
         limits = self._limits
         opened = await self._database.write(
             queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
