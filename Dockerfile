@@ -23,7 +23,7 @@ ENV PATH=/opt/gatepost/bin:$PATH PYTHONUNBUFFERED=1
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin gatepost
 COPY --from=build /opt/gatepost /opt/gatepost
 # Nobody may write to the file system later, and the base image has no bytecode: compile what is used now.
-RUN python -c 'import alembic.command, http.client' && gatepost routes
+RUN python -c 'import alembic.command, gatepost.workers, http.client' && gatepost routes
 ENV PYTHONDONTWRITEBYTECODE=1 GATEPOST_WEBSERVER__HOST=0.0.0.0
 # A config.json mounted here is read.
 WORKDIR /etc/gatepost

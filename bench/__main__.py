@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, overload, population, report, seed, wrk
+from bench import measures, overload, population, report, seed, workers, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -48,6 +48,9 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
             memory += measures.memory(service, "after the load")
             _say("a flood of logins …")
             flood, still_more = overload.overload(service, planted, folder)
+        _say("two workers …")
+        several, and_more = workers.checks(home, planted, folder, rounds=rounds, seconds=seconds)
+        with Service(home) as service:
             _say("a million users …")
             count = 20_000 if quick else 1_000_000
             imported = population.import_users(service, folder, count)
@@ -56,12 +59,13 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
         f"Session checks ({measures.CHECK_CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": checks,
         f"Logins ({measures.LOGIN_CONNECTIONS} connections)": logins,
         f"Under a flood of logins ({overload.STEADY_RATE} checks/s beside it)": flood,
+        f"Two workers ({workers.CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": several,
         "Memory": memory,
         "Import": imported,
         f"Lists, in Postgres ({count:,} users)": pages,
         "Start-up": start,
     }
-    return groups, [*notes, *more, *still_more]
+    return groups, [*notes, *more, *still_more, *and_more]
 
 
 def _say(what: str) -> None:

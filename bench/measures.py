@@ -66,7 +66,7 @@ def memory(service: Service, when: str) -> list[Figure]:
 
 
 @dataclass(frozen=True)
-class _Cpu:
+class Cpu:
     """Processor seconds used until now, or during a round."""
 
     server: float
@@ -75,18 +75,18 @@ class _Cpu:
     """How long the server was ready to run and had no processor: wrk and Postgres need some too."""
 
     @classmethod
-    def of(cls, service: Service) -> "_Cpu":
+    def of(cls, service: Service) -> "Cpu":
         if not processes.AVAILABLE:
             return cls(0, 0, 0)
         backends = processes.descendants(service.postgres.pid)
         return cls(
-            processes.cpu_seconds(service.pid),
+            sum(map(processes.cpu_seconds, {service.pid, *service.worker_pids})),
             sum(map(processes.cpu_seconds, backends)),
             processes.waiting_seconds(service.pid),
         )
 
-    def since(self, before: "_Cpu") -> "_Cpu":
-        return _Cpu(
+    def since(self, before: "Cpu") -> "Cpu":
+        return Cpu(
             self.server - before.server,
             self.postgres - before.postgres,
             self.server_waited - before.server_waited,
@@ -107,7 +107,7 @@ class Others:
     def _used(self) -> float:
         if not processes.AVAILABLE:
             return 0.0
-        ours, cpu = os.times(), _Cpu.of(self._service)
+        ours, cpu = os.times(), Cpu.of(self._service)
         load = ours.user + ours.system + ours.children_user + ours.children_system
         return processes.machine_busy_seconds() - load - cpu.server - cpu.postgres
 
@@ -128,10 +128,10 @@ def others_notes(during: str, processors: list[float]) -> list[str]:
     ]
 
 
-def _round(service: Service, load: Load, seconds: int) -> tuple[Round, _Cpu]:
-    before = _Cpu.of(service)
+def one_round(service: Service, load: Load, seconds: int) -> tuple[Round, Cpu]:
+    before = Cpu.of(service)
     done = load.run(seconds)
-    return done, _Cpu.of(service).since(before)
+    return done, Cpu.of(service).since(before)
 
 
 def checks(
@@ -143,14 +143,14 @@ def checks(
     check = Load(service, folder / "check.lua", requests, connections=CHECK_CONNECTIONS)
     for load in (ping, check):
         load.run(max(1, seconds // 2))  # warm
-    pings: list[tuple[Round, _Cpu]] = []
-    looks: list[tuple[Round, _Cpu]] = []
+    pings: list[tuple[Round, Cpu]] = []
+    looks: list[tuple[Round, Cpu]] = []
     others = []
     for _ in range(rounds):
         meanwhile = Others(service)
         for load, results in ((ping, pings), (check, looks)):
             time.sleep(SETTLE)
-            results.append(_round(service, load, seconds))
+            results.append(one_round(service, load, seconds))
         others.append(meanwhile.processors())
 
     def ratios(of: str) -> list[float]:

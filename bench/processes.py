@@ -10,17 +10,36 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 def descendants(pid: int) -> list[int]:
     """Children, their children and so on; without the process itself."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(entry.name))
-        if fields:
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    below = _children()
     found: list[int] = []
     waiting = [pid]
     while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
+        children = below.get(waiting.pop(), [])
+        found += children
+        waiting += children
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Those that the process has started itself."""
+    return _children().get(pid, [])
+
+
+def _children() -> dict[int, list[int]]:
+    """Of every process that has any."""
+    found: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields:
+            found.setdefault(int(fields[1]), []).append(int(entry.name))
+    return found
+
+
+def ancestors(pid: int) -> list[int]:
+    """Parent, its parent and so on; without the process itself."""
+    found: list[int] = []
+    while (fields := _stat(pid)) and (pid := int(fields[1])):
+        found.append(pid)
     return found
 
 

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bench import processes
 from gatepost.config import ThrottleConfig
 from gatepost.db import Dsn
 from gatepost.embedded import EmbeddedPostgres, Server
@@ -35,12 +37,14 @@ class ServiceError(Exception):
 class Service:
     """One run of the service on a data folder, from start to a clean stop.
 
-    ``folder``: where it runs; its data lies in ``folder/data``, and what it prints in ``folder/log``. ``variables``:
-    configuration beyond what every measurement has.
+    ``folder``: where it runs; its data lies in ``folder/data``, and what it prints in ``folder/log``. ``workers``:
+    processes that serve; when there are several, one more looks after them. ``variables``: configuration beyond what
+    every measurement has.
     """
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        self._variables = variables
+    def __init__(self, folder: Path, variables: Mapping[str, str] | None = None, *, workers: int = 1) -> None:
+        self.workers = workers
+        self._variables = variables or {}
         self.port = _free_port()
         self.seconds_to_ready = 0.0
         self._folder = folder
@@ -53,9 +57,17 @@ class Service:
 
     @property
     def pid(self) -> int:
-        """The process that serves HTTP."""
+        """The process that was started: it serves HTTP, or has workers that do."""
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that serve HTTP."""
+        if self.workers == 1:
+            return [self.pid]
+        watcher = processes.ancestors(self.postgres.pid)
+        return [pid for pid in processes.children(self.pid) if pid not in watcher]
 
     @property
     def postgres(self) -> Server:
@@ -87,7 +99,7 @@ class Service:
         with (self._folder / "log").open("wb") as log:
             began = time.perf_counter()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gatepost", "run"],
+                [sys.executable, "-m", "gatepost", "run", "--workers", str(self.workers)],
                 cwd=self._folder,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

@@ -252,10 +252,10 @@ def _run(requests: int) -> list[float]:
     # Not below a folder that only root can enter, since Postgres runs as somebody else then.
     with tempfile.TemporaryDirectory(prefix="gatepost-timing-") as name:
         for hashes, groups in ((shared, [codes(), ours()]), (others, [imported()])):
-            with Service(Path(name), **CONFIGURATION) as service:
+            with Service(Path(name), CONFIGURATION) as service:
                 plant(service, hashes)
             # Started anew: which kinds are stored is learned at the start, and looked at every five minutes.
-            with Service(Path(name), **CONFIGURATION) as service:
+            with Service(Path(name), CONFIGURATION) as service:
                 for group in groups:
                     measure(service.port, group, 50, CLIENTS)
                     began = time.monotonic()

@@ -37,6 +37,14 @@ def gatepost(
     )
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one has started and that still run; of an arbiter, its workers among them."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if not line.split()[1].startswith("Z")]
+
+
 class Process:
     """`gatepost run` in a folder, once it serves."""
 
@@ -66,6 +74,12 @@ class Process:
         self.url = found[1]
 
     @property
+    def workers(self) -> list[int]:
+        """The processes that serve, below the first; its other child is the watcher of the embedded Postgres."""
+        name = Path(f"/proc/{self.popen.pid}/comm").read_text()
+        return sorted(p for p in children(self.popen.pid) if Path(f"/proc/{p}/comm").read_text() == name)
+
+    @property
     def output(self) -> str:
         """All that it has printed."""
         return self.banner + "".join(self._rest)
@@ -85,6 +99,10 @@ class Process:
     def end(self, signal_: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, wait for the end, return the exit code."""
         self.popen.send_signal(signal_)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end, return the exit code."""
         code = self.popen.wait(30)
         self._reader.join(10)
         assert self.popen.stdout is not None
@@ -101,3 +119,4 @@ def running(cwd: Path, *arguments: str, **variables: str) -> Iterator[Process]:
     finally:
         if process.popen.poll() is None:
             process.end(signal.SIGTERM)
+        process.wait()

@@ -13,7 +13,17 @@ import pytest
 from pydantic import SecretStr
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import Credentials, InvalidPassword, MissingPepper, Setting, Stored, cores, hashing, prepare
+from gatepost.credentials import (
+    Credentials,
+    InvalidPassword,
+    MissingPepper,
+    Setting,
+    Stored,
+    cores,
+    hashing,
+    prepare,
+    refuse_missing_pepper,
+)
 from gatepost.credentials import password as module
 from gatepost.credentials.kinds import Kind, with_salt
 from gatepost.db import Database, Dsn
@@ -145,7 +155,7 @@ async def test_a_pepper_that_is_still_needed_and_missing_is_said_at_start(dsn: D
         "SELECT id, '$argon2id$v=19$m=8192,t=1,p=1$c29tZXNhbHRzb21lc2FsdA', sha256(''), 'opaque', '2019' FROM u",
     )
     with pytest.raises(MissingPepper, match="'2019'"):
-        await Credentials.open(CHEAP, database)
+        await refuse_missing_pepper(CHEAP, database)
 
 
 async def test_all_nodes_share_one_deployment_key(dsn: Dsn, database: Database) -> None:

@@ -149,6 +149,7 @@ def test_what_stands_in_the_way_of_starting_is_one_line_and_nothing_is_half_star
                 variables["GATEPOST_WEBSERVER__PORT"] = str(taken.getsockname()[1])
             case "database down":
                 variables |= {"GATEPOST_DB__HOST": "127.0.0.1", "GATEPOST_DB__PORT": "1"}
+                variables["GATEPOST_DB__START_TIMEOUT"] = "0"
             case "schema newer":
                 rows(dsn, "UPDATE gatepost.alembic_version SET version_num = '9999'")
                 rows(dsn, "COMMENT ON TABLE gatepost.alembic_version IS NULL")
@@ -242,7 +243,9 @@ async def test_an_initializer_that_fails_leaves_nothing_open(config: Config, dsn
     with pytest.raises(psycopg2.errors.UndefinedTable):
         await WebServer(config).initializer()
     assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [(1,)]
-    bad = config.model_copy(update={"db": config.db.model_copy(update={"host": "127.0.0.1", "port": 1})})
+    bad = config.model_copy(
+        update={"db": config.db.model_copy(update={"host": "127.0.0.1", "port": 1, "start_timeout": 0.0})}
+    )
     with pytest.raises(DatabaseUnavailable):
         await WebServer(bad).initializer()
 

@@ -1,5 +1,6 @@
 """The command line: serving, and what operators do from a shell."""
 
+import asyncio
 import sys
 from typing import Annotated, NoReturn
 
@@ -15,6 +16,7 @@ from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
+from gatepost.pool import wait_for
 from gatepost.server import ROUTES, WebServer
 from gatepost.transfer import commands as transfer
 from gatepost.wire import PurePythonParser
@@ -58,17 +60,33 @@ def run(
     config: ConfigOption = None,
     *,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes; default: webserver.workers.", show_default=False)
+    ] = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    settings = Config.load(config)
+
+    def load() -> Config:
+        return Config.load(config, workers=workers)
+
+    settings = load()
     with logs.to_stderr(settings.log):
-        WebServer(settings, migrate=migrate).run()
+        if settings.webserver.workers == 1:
+            WebServer(settings, migrate=migrate).run()
+            return
+        # Here, since one process needs none of it: 1.5 MB.
+        from gatepost.workers import Workers  # noqa: PLC0415
+
+        Workers(settings, load, migrate=migrate).run()
 
 
 @app.command()
 def migrate(config: ConfigOption = None) -> None:
     """Bring the database's schema up to date."""
-    with reach(Config.load(config).db) as dsn:
+    settings = Config.load(config)
+    with reach(settings.db) as dsn:
+        with logs.to_stderr(settings.log):
+            asyncio.run(wait_for(dsn, settings.db.start_timeout))
         schema.migrate(dsn)
         print(f"{dsn.database} is at revision {schema.current(dsn)}.")  # noqa: T201
 

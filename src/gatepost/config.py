@@ -34,6 +34,8 @@ from pydantic_settings import (
 )
 
 DEFAULT_FILE = "config.json"
+# Of its 100: some are for commands, some for the superuser.
+EMBEDDED_CONNECTIONS = 90
 _PREFIX = "GATEPOST_"
 # These steer the reading itself, so they cannot be keys of the file.
 _OWN_VARIABLES = {"GATEPOST_CONFIG", "GATEPOST_SECRETS_DIR"}
@@ -84,8 +86,18 @@ class WebServerConfig(_Section):
     trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *_Text] = Field(
         (), description="Networks of the proxies before Gatepost: whose `X-Forwarded-For` is believed."
     )
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that serve: at most as many as cores. One needs the least memory."
+    )
     shutdown_timeout: float = Field(
         10.0, gt=0, le=300, description="Seconds that requests in flight have to finish after SIGTERM."
+    )
+    shutdown_delay: float = Field(
+        0.0,
+        ge=0,
+        le=300,
+        description="Seconds to go on serving after SIGTERM while `/health/ready` says 503 already: as long as the "
+        "load balancer takes to notice.",
     )
     header_timeout: float = Field(
         10.0,
@@ -103,7 +115,10 @@ class WebServerConfig(_Section):
         75.0, gt=0, le=3600, description="Seconds after which an idle connection is closed; more than a proxy's."
     )
     max_connections: int = Field(
-        8192, ge=1, le=1_000_000, description="Connections at once; at one more, those idle longest are closed."
+        8192,
+        ge=1,
+        le=1_000_000,
+        description="Connections at once, of each worker; at one more, those idle longest are closed.",
     )
     max_connections_per_address: int = Field(
         1024, ge=1, le=1_000_000, description="The same for one IPv4 address or IPv6 network of 64 bits."
@@ -128,7 +143,13 @@ class DbConfig(_Section):
     )
     sslrootcert: Path | None = Field(None, description="CA certificates for `verify-ca` and `verify-full`.")
     pool_size: int = Field(
-        10, ge=3, le=200, description="Connections at most; two of them serve session checks only."
+        10,
+        ge=3,
+        le=200,
+        description="Connections at most, of each worker; two of them serve session checks only.",
+    )
+    start_timeout: float = Field(
+        30.0, ge=0, le=3600, description="Seconds to wait at start for a server that is not up yet."
     )
     data_dir: Path = Field(Path("gatepost-data"), description="Folder of the embedded Postgres.")
     binaries: Path | None = Field(
@@ -340,6 +361,16 @@ class Config(BaseSettings):
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 
+    @model_validator(mode="after")
+    def _embedded_server_has_the_connections(self) -> Self:
+        most = self.webserver.workers * self.db.pool_size
+        if self.db.embedded and most > EMBEDDED_CONNECTIONS:
+            raise ValueError(
+                f"webserver.workers x db.pool_size is {most}, and the embedded Postgres has {EMBEDDED_CONNECTIONS} "
+                "connections: lower db.pool_size"
+            )
+        return self
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -353,11 +384,12 @@ class Config(BaseSettings):
         return (init_settings,)
 
     @classmethod
-    def load(cls, file: Path | None = None) -> Self:
+    def load(cls, file: Path | None = None, *, workers: int | None = None) -> Self:
         """Read the configuration.
 
         ``file``: the JSON file. Without it: the one that ``GATEPOST_CONFIG`` names, else ``config.json`` in the
-        working directory where there is one, else none. Raises ConfigError, naming the source and the key.
+        working directory where there is one, else none. ``workers``: given on the command line, before all else.
+        Raises ConfigError, naming the source and the key.
         """
         if file is None and (named := os.environ.get("GATEPOST_CONFIG")):
             file = Path(named)
@@ -366,7 +398,8 @@ class Config(BaseSettings):
         _refuse_unknown_variables(os.environ, cls)
         values = _read_json(file) if file else {}
         try:
-            return cls(**_merge(values, cls._secrets(), EnvSettingsSource(cls)()))
+            given: dict[str, Any] = {"webserver": {"workers": workers}} if workers else {}
+            return cls(**_merge(values, cls._secrets(), EnvSettingsSource(cls)(), given))
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e, values, file) for e in error.errors())) from None
         except ValueError as error:  # of a source: a secrets directory that is missing or unreadable
@@ -427,7 +460,11 @@ def _refuse_unknown_variables(environ: Mapping[str, str], model: type[BaseSettin
 
 def _explain(error: Any, values: Mapping[str, Any], file: Path | None) -> str:
     """One error of pydantic's as ``source: key: reason``."""
+    reason = "there is no such key" if error["type"] == "extra_forbidden" else error["msg"]
+    reason = reason.removeprefix("Value error, ")
     location = [str(part) for part in error["loc"]]
+    if not location:  # it is about several sections, and names the keys itself
+        return f"configuration: {reason}"
     key = ".".join(location)
     section = values.get(location[0])
     in_file = location[0] in values and (
@@ -440,5 +477,4 @@ def _explain(error: Any, values: Mapping[str, Any], file: Path | None) -> str:
         source = str(file)
     else:
         source = "configuration"
-    reason = "there is no such key" if error["type"] == "extra_forbidden" else error["msg"]
-    return f"{source}: {key}: {reason.removeprefix('Value error, ')}"
+    return f"{source}: {key}: {reason}"

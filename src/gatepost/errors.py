@@ -197,6 +197,16 @@ class DatabaseUnavailable(Unavailable):
     code = "database_unavailable"
 
 
+class DatabaseRefuses(DatabaseUnavailable):
+    """The database does not let us in."""
+
+
+class Stopping(Unavailable):
+    """This node is about to stop: use another one."""
+
+    code = "stopping"
+
+
 class Overloaded(Unavailable):
     """Too many sign-ins are under way: try again."""
 

@@ -5,6 +5,7 @@ hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
 """
 
 import asyncio
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import psycopg2.extensions
 
 from gatepost.config import DbConfig
 from gatepost.embedded import Server
-from gatepost.errors import DatabaseUnavailable
+from gatepost.errors import DatabaseRefuses, DatabaseUnavailable
+from gatepost.logs import log
 
 # In seconds. A client has its answer within 2, also when the database hangs, so less than that is the database's.
 # The server gives up a little before we do: its error leaves the connection usable, ours has to throw it away.
@@ -24,6 +26,8 @@ ANSWER_TIMEOUT = 1.8
 STATEMENT_TIMEOUT = 1.6
 ACQUIRE_TIMEOUT = 0.5
 CONNECT_TIMEOUT = 1.0
+# Between two attempts to reach a server that is not up.
+TRY_AGAIN = 0.25
 # Idle connections are closed after this, so that a firewall that forgets them does not surprise us.
 MAX_IDLE = 300.0
 _OPTIONS = " ".join(
@@ -161,15 +165,58 @@ async def _connect(dsn: Dsn) -> DriverConnection:
                     )
                     return connection
             except (psycopg2.OperationalError, TimeoutError) as error:
-                failure = error
+                # What a server says for good tells more than that the next one is down.
+                if failure is None or not _REFUSAL.search(str(failure)):
+                    failure = error
     raise cannot_connect(dsn, failure) from failure
 
 
+# libpq tells no SQLSTATE of a connection that failed. A server that speaks another language than English is waited
+# for like one that is not up, and its words stand in the error all the same.
+_REFUSAL = re.compile(
+    r"authentication failed"  # 28P01, 28000
+    r"|does not exist|is not currently accepting connections"  # role, database, CA file
+    r"|is not permitted to log in|permission denied|pg_hba\.conf"
+    r"|no password supplied|authentication method|SSL was required|does not support SSL|certificate verify failed"
+)
+
+
 def cannot_connect(dsn: Dsn, failure: BaseException | None) -> DatabaseUnavailable:
-    """The error with its reason, in one line; the password is in none of libpq's messages."""
+    """The error with its reason, in one line; the password is in none of libpq's messages.
+
+    DatabaseRefuses when trying again would be of no use.
+    """
     text = " ".join(str(failure).split()) or f"no answer within {CONNECT_TIMEOUT:g} s"
     where = f"{','.join(dsn.hosts)}:{dsn.port}"
-    return DatabaseUnavailable(f"cannot connect to Postgres at {where} as {dsn.user}: {text}")
+    kind = DatabaseRefuses if _REFUSAL.search(text) else DatabaseUnavailable
+    return kind(f"cannot connect to Postgres at {where} as {dsn.user}: {text}")
+
+
+async def wait_for(dsn: Dsn, seconds: float) -> None:
+    """Return once the database lets us in, for which one that is not up yet has so long.
+
+    Raises DatabaseRefuses at once, and DatabaseUnavailable at the end.
+    """
+    loop = asyncio.get_running_loop()
+    began, waiting = loop.time(), False
+    while True:
+        try:
+            (await _connect(dsn)).close()
+        except DatabaseRefuses:
+            raise
+        except DatabaseUnavailable as error:
+            left = began + seconds - loop.time()
+            if left <= 0:
+                waited = f"; waited {seconds:g} s for it (db.start_timeout)" if waiting else ""
+                raise DatabaseUnavailable(f"{error}{waited}") from error
+            if not waiting:
+                log.warning("waiting for the database", seconds=seconds, reason=str(error))
+            waiting = True
+            await asyncio.sleep(min(TRY_AGAIN, left))
+        else:
+            if waiting:
+                log.warning("the database is up", waited=round(loop.time() - began, 1))
+            return
 
 
 class Pool:

@@ -7,6 +7,7 @@ Each migration says in ``serves_from`` how old code may be and still serve the s
 that, so that a node of the release before can start again while a new one is rolled out.
 """
 
+import asyncio
 import json
 import re
 import subprocess
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from gatepost.config import Config
 from gatepost.db import reach
 from gatepost.errors import DatabaseUnavailable
-from gatepost.pool import Dsn, cannot_connect
+from gatepost.pool import Dsn, cannot_connect, wait_for
 from gatepost.tables import SCHEMA, metadata
 
 # Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails
@@ -134,6 +135,17 @@ def bring_up_to_date(dsn: Dsn) -> None:
     )
     if done.returncode != 0:
         raise SchemaError(done.stderr.strip().rpartition("\n")[2] or "the migration failed")
+
+
+async def make_ready(dsn: Dsn, patience: float, *, migrate: bool) -> None:
+    """Wait up to ``patience`` seconds for the database, migrate it if asked to, and see that we can serve on it.
+
+    Raises DatabaseUnavailable, SchemaError.
+    """
+    await wait_for(dsn, patience)
+    if migrate:
+        await asyncio.to_thread(bring_up_to_date, dsn)
+    await asyncio.to_thread(check, dsn)
 
 
 def run_migrations(context: Any) -> None:

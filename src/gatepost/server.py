@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
@@ -19,19 +20,21 @@ from gatepost.admin import record
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
-from gatepost.credentials import Credentials
+from gatepost.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
-from gatepost.listen import BACKLOG, bind, in_url
+from gatepost.listen import bind
 from gatepost.logs import log
 from gatepost.metrics import Metrics
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments, openapi
 from gatepost.ops.instruments import Census
+from gatepost.pool import ANSWER_TIMEOUT
 from gatepost.recovery import handlers as recovery
+from gatepost.serving import ACCEPTS, LINGER, Stopping, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions import own as own_sessions
@@ -47,12 +50,14 @@ from gatepost.web import (
     MAX_BODY,
     METRICS,
     PASSED_OVER,
+    STOPPING,
     THROTTLE,
     cors,
     mount,
     problems,
     set_common_headers,
 )
+from gatepost.welcome import welcome
 from gatepost.wire import Runner
 
 PUBLIC_ROUTES = [
@@ -79,16 +84,26 @@ def api_document() -> str:
     return openapi.render(ROUTES)
 
 
+class Given(NamedTuple):
+    """What one of several processes finds made ready: the database may be away again, and its schema ahead of us."""
+
+    dsn: Dsn
+    operators: socket.socket | None
+    worker: int
+    """Which one it is, counted from 0."""
+
+
 class WebServer:
     """Gatepost over HTTP: ``app`` serves, ``initializer`` connects it to its database.
 
     Nothing here is global, so several can run in one process. ``operators`` is the app on the operators' own address,
     where there is one; it comes and goes with ``app``. ``migrate``: bring the schema up to date first (an
-    embedded database always is).
+    embedded database always is). ``given``: what has been made ready before, of one among several processes.
     """
 
-    def __init__(self, config: Config, *, migrate: bool = False) -> None:
+    def __init__(self, config: Config, *, migrate: bool = False, given: Given | None = None) -> None:
         self.config = config
+        self.stopping = Stopping()
         self.metrics = Metrics()
         observer = Observer(self.metrics, checks=config.log.checks)
         apart = config.webserver.operator_port is not None
@@ -97,11 +112,13 @@ class WebServer:
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
         self._share(PASSED_OVER, [])
+        self._share(STOPPING, self.stopping)
         self.app[ops.DOCUMENT] = api_document()
         self.app[ops.FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
         self.operators_port = config.webserver.operator_port
-        self.dsn: Dsn | None = None
+        self.dsn = given.dsn if given else None
+        self._given = given
         self._migrate = migrate or config.db.embedded
         self._resources = contextlib.AsyncExitStack()
 
@@ -109,6 +126,7 @@ class WebServer:
         app = web.Application(middlewares=[problems(observer)], client_max_size=MAX_BODY)
         mount(app, routes)
         app.on_response_prepare.append(set_common_headers)
+        app.on_response_prepare.append(self.stopping.close_connection)
         if self.config.webserver.cors_origins:
             app.on_response_prepare.append(cors(self.config.webserver.cors_origins))
         return app
@@ -132,19 +150,19 @@ class WebServer:
         return self.app
 
     async def _open(self) -> None:
-        webserver = self.config.webserver
-        operators: socket.socket | None = None
-        if webserver.operator_port is not None:
-            operators = bind(webserver.operator_host, webserver.operator_port, "operator_port")
-            self._resources.enter_context(operators)
-        dsn = self.dsn = await self._start_postgres()
-        if self._migrate:
-            await asyncio.to_thread(schema.bring_up_to_date, dsn)
-        await asyncio.to_thread(schema.check, dsn)
-        size = self.config.db.pool_size
-        database = await self._open_database(dsn, size - LOOKUP_CONNECTIONS)
-        lookups = await self._open_database(dsn, LOOKUP_CONNECTIONS)
-        credentials = await Credentials.open(self.config.passwords, database)
+        db = self.config.db
+        operators = self._bind_for_operators()
+        if self._given is None:
+            self.dsn = await self._start_postgres()
+            await schema.make_ready(self.dsn, db.start_timeout, migrate=self._migrate)
+        assert self.dsn is not None
+        database = await self._open_database(self.dsn, db.pool_size - LOOKUP_CONNECTIONS)
+        lookups = await self._open_database(self.dsn, LOOKUP_CONNECTIONS)
+        if self._given is None:
+            await refuse_missing_pepper(self.config.passwords, database)
+        worker = self._given.worker if self._given else 0
+        passwords = share(self.config.passwords, worker, self.config.webserver.workers if self._given else 1)
+        credentials = await Credentials.open(passwords, database)
         self._resources.callback(credentials.close)
         lookup = Lookup(lookups, self.config.sessions.idle_timeout)
         self._share(DATABASE, database)
@@ -161,10 +179,22 @@ class WebServer:
         gc.freeze()
         log.info("serving", version=version("gatepost"))
 
+    def _bind_for_operators(self) -> socket.socket | None:
+        webserver = self.config.webserver
+        if webserver.operator_port is None:
+            return None
+        if self._given is not None:
+            assert self._given.operators is not None
+            sock = self._given.operators.dup()
+        else:
+            sock = bind(webserver.operator_host, webserver.operator_port, "operator_port")
+        return self._resources.enter_context(sock)
+
     async def _serve_operators(self, sock: socket.socket) -> None:
         assert self.operators is not None
         self.operators[ops.FOR_OPERATORS] = True
-        runner = Runner(self.operators, self.config, most=OPERATOR_CONNECTIONS)
+        # Its connections end last; they have had the time of all others by then.
+        runner = Runner(self.operators, self.config, most=OPERATOR_CONNECTIONS, shutdown_timeout=ANSWER_TIMEOUT)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()
@@ -212,79 +242,56 @@ class WebServer:
         await self._resources.aclose()
         log.info("stopped")
 
-    def runner(self) -> Runner:
+    def runner(self, *, shutdown_timeout: float | None = None) -> Runner:
         """What serves `app`, once `initializer` is done, with the deadlines and limits of the configuration.
 
         Raises wire.PurePythonParser, ConfigError.
         """
-        runner = Runner(self.app, self.config)
+        runner = Runner(self.app, self.config, shutdown_timeout=shutdown_timeout)
         instruments.follow_connections(self.metrics, runner.admission)
         return runner
 
-    def run(self, announce: Callable[[str], None] = print) -> None:
-        """Serve until SIGINT or SIGTERM. ``announce`` is given a few lines about it once requests are accepted.
+    def run(self, announce: Callable[[str], None] | None = None) -> None:
+        """Serve until SIGINT or SIGTERM; the second one ends the process at once.
 
-        Raises what `runner` and `initializer` raise, and StartError when the address cannot be had.
+        ``announce`` is given a few lines about it once requests are accepted; by default they are printed. Raises
+        what `runner` and `initializer` raise, and StartError when the address cannot be had.
         """
-        with bind(self.config.webserver.host, self.config.webserver.port, "port") as sock:
-            asyncio.run(self._serve(sock, announce))
+        webserver = self.config.webserver
+        with bind(webserver.host, webserver.port, "port") as sock:
+            asyncio.run(self._run(sock, announce or partial(print, flush=True)))
 
-    async def _serve(self, sock: socket.socket, announce: Callable[[str], None]) -> None:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        # From the first moment on: as a container's first process we would be deaf to SIGTERM otherwise.
+    async def _run(self, sock: socket.socket, announce: Callable[[str], None]) -> None:
+        loop, delay = asyncio.get_running_loop(), self.config.webserver.shutdown_delay
+
+        def stop(number: int, _frame: object) -> None:
+            if self.stopping.begun:
+                os._exit(128 + number)  # an embedded Postgres ends by itself then
+            loop.call_soon_threadsafe(partial(self.stopping.begin, delay=delay))
+
+        # Not through the loop: it is deaf while it waits for threads at the end.
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, _stop_once, task)
-        runner = self.runner()
-        try:
-            await self.initializer()
-            try:
-                await runner.setup()
-                await web.SockSite(runner, sock).start()
-                # asyncio accepts as many in one go as it lets wait; a flood needs more waiting, or attempts of others
-                # are dropped and come again a second later (measured: a health check took 2.2 s).
-                sock.listen(BACKLOG)
-                announce(self.welcome(sock.getsockname()[1]))
-                await asyncio.Event().wait()
-            finally:
-                await runner.cleanup()
-        except asyncio.CancelledError:
-            if not task.cancelling():
-                raise
+            signal.signal(number, stop)
+        await self.serve(sock, lambda: announce(self.welcome(sock.getsockname()[1])))
 
-    def _hashing(self) -> str:
-        credentials, bounds = self.app[CREDENTIALS], self.config.passwords
-        threads, mib = credentials.hasher.threads, -(-credentials.memory_kib // 1024)
-        waiting = f"{bounds.queue} may wait, at most {bounds.queue_timeout:g} s"
-        return f"{threads} at once in at most {mib} MiB; {waiting}"
+    async def serve(self, sock: socket.socket, ready: Callable[[], None], *, accepts: int = ACCEPTS) -> None:
+        """Serve on ``sock`` until `stopping` begins. ``ready`` is called once requests are accepted.
+
+        ``accepts``: connections to accept in one turn of the event loop. Raises what `runner` and `initializer`
+        raise.
+        """
+        if await self.stopping.unless(self.initializer()) is None:
+            return
+        linger = min(LINGER, self.config.webserver.shutdown_timeout / 2)
+        left = self.config.webserver.shutdown_timeout - linger
+        await serve(
+            self.runner(shutdown_timeout=left), sock, self.stopping, linger=linger, accepts=accepts, ready=ready
+        )
 
     def welcome(self, port: int) -> str:
-        """Where it listens, where the data lies, and how to try it; once `initializer` is done."""
+        """What is said once `initializer` is done and ``port`` is listened to."""
         assert self.dsn is not None
-        webserver, db = self.config.webserver, self.config.db
-        url = f"http://{in_url(webserver.host)}:{port}"
-        data = (
-            f"embedded Postgres in {db.data_dir.resolve()}"
-            if db.embedded
-            else f"{self.dsn.database} on {','.join(self.dsn.hosts)}:{self.dsn.port}"
-        )
-        credentials = """'{"username": "ada", "password": "correct horse battery"}'"""
-        lines = [f"Gatepost listens on {url}", f"Data: {data}", f"Hashing: {self._hashing()}"]
-        if self.operators is not None:
-            lines += [f"Metrics, health, admin: http://{in_url(webserver.operator_host)}:{self.operators_port}"]
-        lines += [""]
-        if self.config.accounts.registration == "open":
-            lines += [
-                f"Register:  curl -H 'Content-Type: application/json' -d {credentials} {url}/account",
-            ]
-        else:
-            lines += ["Add a user: gatepost user add ada"]
-        lines += [
-            f"Log in:    curl -d {credentials} {url}/user",
-            f"Who am I:  curl -H 'Authorization: SESSION_ID' {url}/user",
-            f"Log out:   curl -X DELETE -H 'Authorization: SESSION_ID' {url}/user",
-        ]
-        return "\n".join(lines)
+        return welcome(self.config, self.dsn, port, self.operators_port, self.app[CREDENTIALS].memory_kib)
 
 
 async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
@@ -295,11 +302,6 @@ async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
         pass
     except Exception:  # noqa: BLE001
         log.exception("the last work failed")
-
-
-def _stop_once(task: asyncio.Task[Any]) -> None:
-    if not task.cancelling():  # a second signal must not cut the stopping short
-        task.cancel()
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:

@@ -30,10 +30,12 @@ from gatepost.errors import (
 from gatepost.logs import log
 from gatepost.metrics import Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
+from gatepost.serving import Stopping
 from gatepost.throttle import Throttle
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
+STOPPING = web.AppKey("stopping", Stopping)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 METRICS = web.AppKey("metrics", Metrics)
 THROTTLE = web.AppKey("throttle", Throttle)

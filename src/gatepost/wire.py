@@ -211,10 +211,18 @@ class Server(web.Server):
 class Runner(web.AppRunner):
     """Serves an app by the rules of this module. For `WebServer.run`, for gunicorn's worker and for tests.
 
-    ``most``: connections at once, instead of what the configuration says. Raises PurePythonParser, ConfigError.
+    ``most``: connections at once, and ``shutdown_timeout``: seconds that requests in flight have at the end,
+    instead of what the configuration says. Raises PurePythonParser, ConfigError.
     """
 
-    def __init__(self, app: web.Application, config: Config, *, most: int | None = None) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        config: Config,
+        *,
+        most: int | None = None,
+        shutdown_timeout: float | None = None,
+    ) -> None:
         require_parser()
         self._config = config.webserver
         self.admission = Admission[Connection](most or admissible(config), self._config.max_connections_per_address)
@@ -224,7 +232,7 @@ class Runner(web.AppRunner):
             auto_decompress=False,  # bodies are never decompressed: an encoded one is refused unread
             logger=QuietLogger(logging.getLogger("gatepost"), {}),
             keepalive_timeout=self._config.keepalive_timeout,
-            shutdown_timeout=self._config.shutdown_timeout,
+            shutdown_timeout=self._config.shutdown_timeout if shutdown_timeout is None else shutdown_timeout,
         )
 
     async def _make_server(self) -> web.Server:

@@ -36,6 +36,13 @@ async def _unknown_pepper(connection: Connection, known: list[str]) -> str | Non
     return row[0] if row else None
 
 
+async def refuse_missing_pepper(config: PasswordsConfig, database: Database) -> None:
+    """Raise MissingPepper when stored digests need a pepper that we do not have."""
+    missing = await database.read(_unknown_pepper, list(config.peppers))
+    if missing is not None:
+        raise MissingPepper(f"passwords are stored with the pepper {missing!r}: add it to passwords.peppers")
+
+
 class Checked(NamedTuple):
     """The digest of a password that was given, and when a lost login is answered, by ``time.monotonic``."""
 
@@ -65,11 +72,8 @@ class Credentials:
 
     @classmethod
     async def open(cls, config: PasswordsConfig, database: Database) -> Self:
-        """Ready to hash for this deployment. Raises MissingPepper when stored digests need one we do not have."""
+        """Ready to hash for this deployment."""
         key = await deployment_key(database, "unknown names")
-        missing = await database.read(_unknown_pepper, list(config.peppers))
-        if missing is not None:
-            raise MissingPepper(f"passwords are stored with the pepper {missing!r}: add it to passwords.peppers")
         it = cls(config, key)
         try:
             it._database = database
@@ -81,8 +85,8 @@ class Credentials:
 
     @property
     def memory_kib(self) -> int:
-        """What hashing takes at most: all threads at once, each with the stored kind that takes most."""
-        return self.hasher.threads * self._population.memory_kib
+        """What one hash takes at most: of the stored kinds that which takes most."""
+        return self._population.memory_kib
 
     def demand_room(self) -> None:
         """Raise Overloaded if a password that came now would not be hashed: before anything is done for it."""

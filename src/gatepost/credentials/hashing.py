@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from gatepost.config import PasswordsConfig
 from gatepost.credentials.kinds import Kind
 from gatepost.errors import Overloaded
 
@@ -23,6 +24,20 @@ class Derived(NamedTuple):
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(config: PasswordsConfig, worker: int, workers: int) -> PasswordsConfig:
+    """What one of several processes may hash at once, and keep waiting, so that all of them together do not do more.
+
+    ``worker``: counted from 0. Each has a thread at least.
+    """
+    threads, queue = min(config.threads or cores(), cores()), config.queue
+    return config.model_copy(
+        update={
+            "threads": max(1, threads // workers + (worker < threads % workers)),
+            "queue": max(1, queue // workers + (worker < queue % workers)),
+        }
+    )
 
 
 def _nice() -> None:

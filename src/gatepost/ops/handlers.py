@@ -10,11 +10,11 @@ from typing import Any, Literal
 from aiohttp import hdrs, web
 from typing_extensions import TypedDict
 
-from gatepost.errors import DatabaseUnavailable, NotFound
+from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
 from gatepost.operation import operation
 from gatepost.ops import queries
 from gatepost.ops.instruments import Census
-from gatepost.web import DATABASE, METRICS, json_response
+from gatepost.web import DATABASE, METRICS, STOPPING, json_response
 
 DOCUMENT = web.AppKey("document", str)
 """What `/openapi.json` answers."""
@@ -48,9 +48,11 @@ async def live(_request: web.Request) -> web.Response:
     return json_response(Health(status="live"))
 
 
-@operation(Health, problems=(DatabaseUnavailable,), check=True)
+@operation(Health, problems=(DatabaseUnavailable, Stopping), check=True)
 async def ready(request: web.Request) -> web.Response:
-    """The database answers: send traffic only while this is 200 (else 503, within the database's deadline)."""
+    """The database answers and we stay: send traffic only while this is 200 (else 503, within its deadline)."""
+    if request.app[STOPPING].leaving:
+        raise Stopping
     await request.app[DATABASE].read(queries.ask)
     return json_response(Health(status="ready"))
 

@@ -1,0 +1,249 @@
+"""Stopping: who is served until when, and that nobody who was let in goes unanswered."""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from aiohttp import web
+
+from gatepost.db import Dsn
+from gatepost.serving import Stopping, serve
+from tests.conftest import eventually, rows
+from tests.gatepost_process import Process, running
+from tests.test_server import ADA, CHEAP, OPEN, environment_of, refuses
+
+EITHER = pytest.mark.parametrize("workers", ["1", "2"])
+
+
+def connect(process: Process) -> http.client.HTTPConnection:
+    host, port = process.url.removeprefix("http://").split(":")
+    return http.client.HTTPConnection(host, int(port), timeout=30)
+
+
+class Client(threading.Thread):
+    """Asks again and again over one connection, and over a new one when it is told that this was its last answer.
+
+    Ends when nobody listens any more. ``unanswered``: what became of requests that were sent and not answered.
+    """
+
+    def __init__(self, process: Process, token: str) -> None:
+        super().__init__()
+        self._process, self._token = process, token
+        self.answers: list[int] = []
+        self.unanswered: list[str] = []
+        self.asked_in_vain = 0
+
+    def run(self) -> None:
+        connection = connect(self._process)
+        while True:
+            if connection.sock is None:
+                try:
+                    connection.connect()
+                except OSError:
+                    return
+            try:
+                connection.request("GET", "/user", headers={"Authorization": self._token})
+                answer = connection.getresponse()
+                answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.unanswered.append(repr(error))
+                connection.close()
+            else:
+                self.answers.append(answer.status)
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    started: list[Client] = []
+    yield started
+    for client in started:
+        client.join(30)
+
+
+@EITHER
+def test_sigterm_under_load_leaves_no_accepted_request_unanswered(
+    dsn: Dsn, tmp_path: Path, clients: list[Client], workers: str
+) -> None:
+    with running(tmp_path, "--workers", workers, **environment_of(dsn), **OPEN, **CHEAP) as process:
+        process.request("POST", "/account", ADA)
+        token = process.request("POST", "/user", ADA)[1]["session_id"]
+        clients += [Client(process, token) for _ in range(8)]
+        for client in clients:
+            client.start()
+        deadline = time.monotonic() + 20
+        while min(len(client.answers) for client in clients) < 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        began = time.monotonic()
+        assert process.end() == 0
+        assert time.monotonic() - began < 10
+        for client in clients:
+            client.join(30)
+    assert [client.unanswered for client in clients] == [[]] * len(clients)
+    assert {status for client in clients for status in client.answers} == {200}
+
+
+@EITHER
+def test_readiness_turns_false_first_and_every_answer_closes_its_connection(
+    dsn: Dsn, tmp_path: Path, workers: str
+) -> None:
+    with running(
+        tmp_path, "--workers", workers, **environment_of(dsn), GATEPOST_WEBSERVER__SHUTDOWN_DELAY="2"
+    ) as process:
+        idle = connect(process)
+        idle.request("GET", "/ping")
+        first = idle.getresponse()
+        assert (first.status, first.headers["Connection"]) == (200, None)
+        first.read()
+        process.popen.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while (answer := process.request("GET", "/health/ready"))[0] == 200:
+            assert time.monotonic() < deadline
+        assert answer == (503, {**answer[1], "code": "stopping", "status": 503})
+        assert process.request("GET", "/health/live")[0] == 200  # over a new connection, like those before
+        idle.request("GET", "/ping")  # and over the old one
+        last = idle.getresponse()
+        assert (last.status, last.headers["Connection"]) == (200, "close")
+        assert json.load(last)["text"] == "pong"
+        assert process.wait() == 0
+        assert refuses(process.url)
+
+
+def half_a_request(process: Process) -> socket.socket:
+    """A connection over which a login has begun and does not come to its end."""
+    host, port = process.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+    return connection
+
+
+@EITHER
+def test_a_second_sigterm_ends_it_at_once(tmp_path: Path, workers: str) -> None:
+    with running(tmp_path, "--workers", workers, GATEPOST_WEBSERVER__SHUTDOWN_TIMEOUT="60") as process:
+        with half_a_request(process):
+            process.popen.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + 10
+            while not refuses(process.url):
+                assert time.monotonic() < deadline
+            assert process.popen.poll() is None
+            workers_left = process.workers
+            began = time.monotonic()
+            assert process.end() in {0, 128 + signal.SIGTERM}
+            assert time.monotonic() - began < 20
+        assert [pid for pid in workers_left if Path(f"/proc/{pid}").exists()] == []
+
+
+@EITHER
+def test_a_request_that_does_not_end_is_given_up_in_time(dsn: Dsn, tmp_path: Path, workers: str) -> None:
+    with (
+        running(
+            tmp_path, "--workers", workers, **environment_of(dsn), GATEPOST_WEBSERVER__SHUTDOWN_TIMEOUT="1"
+        ) as process,
+        half_a_request(process),
+    ):
+        assert process.end() == 0
+
+
+async def test_a_connection_that_waits_to_be_accepted_is_taken_in_before_the_listener_closes(
+    dsn: Dsn, tmp_path: Path
+) -> None:
+    """The process is stopped in its tracks, so that the connection and SIGTERM are both there when it goes on."""
+    with running(tmp_path, **environment_of(dsn)) as process:
+        os.kill(process.popen.pid, signal.SIGSTOP)
+        waiting = connect(process)
+        waiting.request("GET", "/ping")
+        process.popen.send_signal(signal.SIGTERM)
+        os.kill(process.popen.pid, signal.SIGCONT)
+        answer = await asyncio.to_thread(waiting.getresponse)
+        assert answer.status == 200
+        answer.read()
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def test_requests_in_flight_are_answered_when_the_workers_stop(dsn: Dsn, tmp_path: Path) -> None:
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    with running(tmp_path, "--workers", "2", **environment_of(dsn), **OPEN) as process:
+        await asyncio.to_thread(process.request, "POST", "/account", ADA)
+        holder.cursor().execute("LOCK gatepost.passwords IN ACCESS EXCLUSIVE MODE")
+        logins = [asyncio.create_task(asyncio.to_thread(process.request, "POST", "/user", ADA)) for _ in range(4)]
+        lock = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await eventually(lambda: rows(dsn, lock) == [(4,)])
+        stopping = asyncio.create_task(asyncio.to_thread(process.end))
+        await eventually(lambda: refuses(process.url))
+        holder.close()
+        assert [status for status, _ in await asyncio.gather(*logins)] == [200] * 4
+        assert await stopping == 0
+
+
+async def pong(_request: web.Request) -> web.Response:
+    return web.Response(text="pong")
+
+
+class Site:
+    """`serve` at work on a free port, in this process."""
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping = stopping
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+        self.port = self.sock.getsockname()[1]
+        app = web.Application()
+        app.router.add_get("/", pong)
+        app.on_response_prepare.append(stopping.close_connection)
+        self._runner = web.AppRunner(app, shutdown_timeout=5)
+
+    async def start(self) -> "asyncio.Task[None]":
+        ready = asyncio.Event()
+        task = asyncio.create_task(serve(self._runner, self.sock, self.stopping, linger=5, ready=ready.set))
+        await ready.wait()
+        return task
+
+
+async def test_an_idle_connection_may_make_one_more_request_after_the_listener_has_closed() -> None:
+    site = Site(Stopping())
+    task = await site.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    writer.write(request)
+    assert b"Connection:" not in await reader.readuntil(b"pong")
+    site.stopping.begin()
+    await eventually(lambda: refuses(f"http://127.0.0.1:{site.port}"))
+    writer.write(request)
+    assert b"Connection: close" in await reader.readuntil(b"pong")
+    assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+    await task
+
+
+class ConnectAtTheLastMoment(Stopping):
+    """A client connects, and sends its request, when nothing but closing the listener is left to do."""
+
+    port = 0
+    client: socket.socket
+
+    async def wait(self) -> None:
+        await super().wait()
+        self.client = socket.create_connection(("127.0.0.1", self.port))
+        self.client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+async def test_whoever_has_connected_by_the_time_the_listener_closes_is_answered() -> None:
+    stopping = ConnectAtTheLastMoment()
+    site = Site(stopping)
+    stopping.port = site.port
+    task = await site.start()
+    stopping.begin()
+    await task
+    with stopping.client:
+        assert stopping.client.recv(1000).startswith(b"HTTP/1.1 200 OK")
