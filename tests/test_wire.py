@@ -98,7 +98,7 @@ async def test_a_request_that_trickles_in_is_408_when_its_time_is_over(serve: Se
     client = await serve(**{"header_timeout" if kind == "headers" else "body_timeout": DUE})
     ended = await slow_clients.attend(kind, Manner(port_of(client), pause=DUE / 8, last=GRACE))
     assert ended.status == 408
-    assert DUE <= ended.seconds < GRACE
+    assert 0.9 * DUE <= ended.seconds < GRACE
     await eventually(lambda: not server_of(client).admission.members)
 
 
@@ -130,7 +130,7 @@ async def test_a_connection_on_which_nothing_comes_is_closed_without_an_answer(s
     client = await serve(header_timeout=DUE)
     ended = await slow_clients.attend("silent", Manner(port_of(client), last=GRACE))
     assert ended.status is None
-    assert DUE <= ended.seconds < GRACE
+    assert 0.9 * DUE <= ended.seconds < GRACE
 
 
 async def test_headers_and_bodies_in_pieces_are_served_and_idle_between_requests_is_no_deadline(
@@ -157,7 +157,7 @@ async def test_the_next_request_on_a_connection_has_a_deadline_too(serve: Serve)
         began = time.monotonic()
         writer.write(slow_clients.BEGUN)
         assert (await reader.read()).startswith(b"HTTP/1.0 408")
-        assert time.monotonic() - began >= DUE
+        assert time.monotonic() - began >= 0.9 * DUE
 
 
 async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:
@@ -173,7 +173,7 @@ async def test_an_idle_connection_is_closed_after_its_time(serve: Serve) -> None
     client = await serve(keepalive_timeout=DUE)
     ended = await slow_clients.attend("idle", Manner(port_of(client), last=GRACE))
     assert not ended.refused
-    assert DUE <= ended.seconds < GRACE
+    assert 0.9 * DUE <= ended.seconds < GRACE
 
 
 async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_answers(serve: Serve) -> None:

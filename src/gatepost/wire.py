@@ -7,6 +7,7 @@ unfinished and at no other time: a request that arrives whole, as nearly all do,
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
@@ -23,6 +24,7 @@ from gatepost.web import QuietLogger, add_common_headers, render
 T = TypeVar("T")
 
 _NEVER = math.inf
+_SPREAD = 0.1  # of a deadline
 
 
 class PurePythonParser(Exception):
@@ -68,8 +70,7 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         # Tell us whenever something is left unsent, not only 64 KB.
         self._pipe.set_write_buffer_limits(high=0)
-        self._receive_by = self._loop.time() + self._config.header_timeout
-        self._arm(self._receive_by)
+        self._allow(self._config.header_timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client has gone."""
@@ -112,7 +113,11 @@ class Connection(RequestHandler):
         self._receiving = receiving
         if receiving == "" and self._request_count == 0:
             return  # the time for its first headers began with the connection
-        self._receive_by = self._loop.time() + seconds
+        self._allow(seconds)
+
+    def _allow(self, seconds: float) -> None:
+        # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
+        self._receive_by = self._loop.time() + seconds * (1 - _SPREAD * random.random())  # noqa: S311 (no secret)
         self._arm(self._receive_by)
 
     def pause_writing(self) -> None:
