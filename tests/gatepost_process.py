@@ -37,14 +37,6 @@ def gatepost(
     )
 
 
-def children(pid: int) -> list[int]:
-    """The processes that this one has started and that still run; of an arbiter, its workers among them."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=,stat=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if not line.split()[1].startswith("Z")]
-
-
 class Process:
     """`gatepost run` in a folder, once it serves."""
 
@@ -76,8 +68,10 @@ class Process:
     @property
     def workers(self) -> list[int]:
         """The processes that serve, below the first; its other child is the watcher of the embedded Postgres."""
-        name = Path(f"/proc/{self.popen.pid}/comm").read_text()
-        return sorted(p for p in children(self.popen.pid) if Path(f"/proc/{p}/comm").read_text() == name)
+        columns = ["ps", "-o", "pid=,stat=,comm=", "--ppid", str(self.popen.pid)]
+        found = subprocess.run(columns, capture_output=True, text=True, check=False).stdout
+        rows = [line.split(maxsplit=2) for line in found.splitlines()]
+        return sorted(int(pid) for pid, state, name in rows if name != "sh" and not state.startswith("Z"))
 
     @property
     def output(self) -> str:

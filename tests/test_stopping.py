@@ -202,9 +202,15 @@ class Site:
         app.on_response_prepare.append(stopping.close_connection)
         self._runner = web.AppRunner(app, shutdown_timeout=5)
 
-    async def start(self) -> "asyncio.Task[None]":
+    @property
+    def connections(self) -> int:
+        assert self._runner.server is not None
+        return len(self._runner.server.connections)
+
+    async def start(self, **options: int) -> "asyncio.Task[None]":
         ready = asyncio.Event()
-        task = asyncio.create_task(serve(self._runner, self.sock, self.stopping, linger=5, ready=ready.set))
+        work = serve(self._runner, self.sock, self.stopping, linger=5, ready=ready.set, **options)
+        task = asyncio.create_task(work)
         await ready.wait()
         return task
 
