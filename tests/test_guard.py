@@ -10,7 +10,7 @@ from gatepost.sessions.guard import GUARDED
 from tests.conftest import Client, log_in, register, rows, status_of
 
 # Log out looks its token up by itself, in the statement that ends the session; forward authentication answers for
-# other services.
+# other services. Metrics are for programs on this machine, or on the operators' address (test_metrics.py).
 PUBLIC = {
     ("POST", "/user"),
     ("DELETE", "/user"),
@@ -20,6 +20,7 @@ PUBLIC = {
     ("GET", "/ping"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
+    ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
 }
