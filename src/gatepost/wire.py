@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
+_random = random.Random()  # noqa: S311 (no secret; of our own, since whoever seeds the common one means to have it)
 
 
 class PurePythonParser(Exception):
@@ -117,7 +118,7 @@ class Connection(RequestHandler):
 
     def _allow(self, seconds: float) -> None:
         # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
-        self._receive_by = self._loop.time() + seconds * (1 - _SPREAD * random.random())  # noqa: S311 (no secret)
+        self._receive_by = self._loop.time() + seconds * (1 - _SPREAD * _random.random())
         self._arm(self._receive_by)
 
     def pause_writing(self) -> None:
