@@ -13,7 +13,7 @@ import pytest
 from gatepost.config import Config
 from gatepost.db import Dsn
 from gatepost.web import CREDENTIALS
-from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows, status_of
+from tests.conftest import PASSWORD, UNLIMITED, Client, StartServer, eventually, log_in, register, rows, status_of
 from tests.test_bad_input import exchange, raw
 
 SECONDS = 3.0
@@ -26,7 +26,7 @@ async def small(config: Config, start_server: StartServer) -> Client:
     passwords = config.passwords.model_copy(
         update={"threads": 1, "queue": 20, "queue_timeout": 0.5, "memory_kib": 19456, "iterations": 2}
     )
-    return await start_server(config.model_copy(update={"passwords": passwords}))
+    return await start_server(config.model_copy(update={"passwords": passwords, "throttle": UNLIMITED}))
 
 
 def hasher_of(client: Client) -> Any:

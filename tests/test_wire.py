@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,19 @@ async def test_one_address_cannot_take_the_places_of_others(serve: Serve) -> Non
     await eventually(lambda: not server_of(client).admission._of_address)
 
 
+async def test_a_trusted_proxy_may_have_as_many_as_there_are(serve: Serve) -> None:
+    client = await serve(
+        max_connections=4, max_connections_per_address=2, trusted_proxies=(ip_network("127.0.0.2/31"),)
+    )
+    async with (
+        connected(client, "127.0.0.2") as one,
+        connected(client, "127.0.0.2") as other,
+        connected(client, "127.0.0.2") as third,
+    ):
+        for each in (one, other, third, one):
+            assert await ask(*each) == OK
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
@@ -330,9 +344,16 @@ def test_where_fewer_files_may_be_open_there_are_fewer_connections_and_a_warning
     assert f"{ConfigError.__name__}: only 600 files may be open" in refused.stderr
 
 
-def test_without_the_compiled_parser_it_does_not_start(dsn: Dsn, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_without_the_compiled_parser_it_does_not_start(dsn: Dsn, tmp_path: Path, workers: str) -> None:
     done = gatepost(
-        "run", cwd=tmp_path, AIOHTTP_NO_EXTENSIONS="1", GATEPOST_WEBSERVER__PORT="0", **environment_of(dsn)
+        "run",
+        "--workers",
+        workers,
+        cwd=tmp_path,
+        AIOHTTP_NO_EXTENSIONS="1",
+        GATEPOST_WEBSERVER__PORT="0",
+        **environment_of(dsn),
     )
     assert done.returncode == 1
     assert "without its compiled HTTP parser" in done.stderr

@@ -4,6 +4,8 @@ import contextlib
 import math
 import resource
 import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Generic, Protocol, TypeVar
 
 from gatepost.config import Config, ConfigError
@@ -130,15 +132,16 @@ class Admission(Generic[T]):
                 del self._of_address[address]
 
 
-def network(peer: object) -> bytes | None:
+def network(peer: object, shared: Sequence[IPv4Network | IPv6Network] = ()) -> bytes | None:
     """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which is what one host is given.
 
-    None on a Unix socket.
+    None on a Unix socket and for ``shared`` addresses: a proxy's connections are those of all its clients.
     """
     if not isinstance(peer, tuple):
         return None
     host = str(peer[0]).partition("%")[0]
-    if ":" not in host:
-        return socket.inet_aton(host)
-    packed = socket.inet_pton(socket.AF_INET6, host)
-    return packed[12:] if packed.startswith(bytes(10) + b"\xff\xff") else packed[:8]
+    packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
+    packed = packed.removeprefix(bytes(10) + b"\xff\xff")
+    if any(ip_address(packed) in addresses for addresses in shared):
+        return None
+    return packed[:8]

@@ -121,7 +121,10 @@ class WebServerConfig(_Section):
         description="Connections at once, of each worker; at one more, those idle longest are closed.",
     )
     max_connections_per_address: int = Field(
-        1024, ge=1, le=1_000_000, description="The same for one IPv4 address or IPv6 network of 64 bits."
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="The same for one IPv4 address or IPv6 network of 64 bits; not for trusted proxies.",
     )
 
 

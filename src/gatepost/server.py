@@ -58,7 +58,7 @@ from gatepost.web import (
     set_common_headers,
 )
 from gatepost.welcome import welcome
-from gatepost.wire import Runner
+from gatepost.wire import Runner, require_parser
 
 PUBLIC_ROUTES = [
     *sessions.routes,
@@ -139,8 +139,8 @@ class WebServer:
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
 
-        Raises schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper, errors.DatabaseUnavailable, and
-        StartError when the operators' address cannot be had.
+        Raises wire.PurePythonParser, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
+        errors.DatabaseUnavailable, and StartError when the operators' address cannot be had.
         """
         try:
             await self._open()
@@ -150,6 +150,7 @@ class WebServer:
         return self.app
 
     async def _open(self) -> None:
+        require_parser()
         db = self.config.db
         operators = self._bind_for_operators()
         if self._given is None:
@@ -245,7 +246,7 @@ class WebServer:
     def runner(self, *, shutdown_timeout: float | None = None) -> Runner:
         """What serves `app`, once `initializer` is done, with the deadlines and limits of the configuration.
 
-        Raises wire.PurePythonParser, ConfigError.
+        Raises ConfigError.
         """
         runner = Runner(self.app, self.config, shutdown_timeout=shutdown_timeout)
         instruments.follow_connections(self.metrics, runner.admission)

@@ -61,7 +61,7 @@ class Connection(RequestHandler):
         """A client is there, or is turned away."""
         self._pipe = cast("asyncio.Transport", transport)
         server = cast("Server", self._manager)
-        self.address = network(self._pipe.get_extra_info("peername"))
+        self.address = network(self._pipe.get_extra_info("peername"), self._config.trusted_proxies)
         if not server.admission.admit(self, self.address, self._loop.time()):
             # At once and without a word: an answer would cost more than the client's attempt did, and a reset would
             # overtake it, since the request is there already and not read.
@@ -218,7 +218,7 @@ class Runner(web.AppRunner):
     """Serves an app by the rules of this module. For `WebServer.run`, for gunicorn's worker and for tests.
 
     ``most``: connections at once, and ``shutdown_timeout``: seconds that requests in flight have at the end,
-    instead of what the configuration says. Raises PurePythonParser, ConfigError.
+    instead of what the configuration says. Raises ConfigError.
     """
 
     def __init__(
@@ -229,7 +229,6 @@ class Runner(web.AppRunner):
         most: int | None = None,
         shutdown_timeout: float | None = None,
     ) -> None:
-        require_parser()
         self._config = config.webserver
         self.admission = Admission[Connection](most or admissible(config), self._config.max_connections_per_address)
         super().__init__(

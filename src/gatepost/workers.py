@@ -33,6 +33,7 @@ from gatepost.listen import bind
 from gatepost.logs import log
 from gatepost.pool import TRY_AGAIN
 from gatepost.server import Given, WebServer, api_document
+from gatepost.wire import require_parser
 
 # Seconds without a sign of life after which a worker is killed and replaced.
 HUNG = 30
@@ -188,6 +189,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
 
         Raises StartError when the address cannot be had, and what WebServer.initializer raises.
         """
+        require_parser()
         signal.signal(signal.SIGTERM, _exit)  # until gunicorn listens to it
         with contextlib.ExitStack() as resources:
             webserver = self.config.webserver
