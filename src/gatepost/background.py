@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from gatepost.errors import Problem
 from gatepost.logs import log
 
+# No secret; of our own, since whoever seeds the common one means to have it.
+_random = random.Random()  # noqa: S311
+
 
 @contextlib.asynccontextmanager
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -21,7 +24,7 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
 
     async def again_and_again() -> None:
         while True:
-            await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311 (no secret)
+            await asyncio.sleep(seconds * _random.uniform(0.9, 1.1))
             try:
                 await work()
             except Problem as problem:

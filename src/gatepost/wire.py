@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
-_random = random.Random()  # noqa: S311 (no secret; of our own, since whoever seeds the common one means to have it)
+# No secret; of our own, since whoever seeds the common one means to have it.
+_random = random.Random()  # noqa: S311
 
 
 class PurePythonParser(Exception):
