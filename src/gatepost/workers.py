@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp.worker import GunicornWebWorker
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from gatepost import metrics, schema
@@ -128,6 +129,14 @@ class _Arbiter(Arbiter):  # type: ignore[misc]
         """End all workers."""
         self.app.let_go()
         super().stop(graceful)
+
+    def reap_workers(self) -> None:
+        """See who has ended. One that could not boot ends all; while that is under way, a second one is no news."""
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self.app.stopping:
+                raise
 
     def murder_workers(self) -> None:
         """Once a second, and whenever a child has ended."""
