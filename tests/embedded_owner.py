@@ -88,4 +88,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # A suite that runs in the background of a shell has inherited that Ctrl-C is passed over.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
