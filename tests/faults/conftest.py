@@ -12,6 +12,7 @@ from tests.faults.service import Service, prepare
 from tests.faults.trial import COLUMNS, Outcome, Trial
 
 _OUTCOMES = pytest.StashKey[list[Outcome]]()
+_FINDINGS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -92,14 +93,18 @@ def service(server: Postgres, new_service: NewService) -> Service:
 def trial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trial:
     """Puts a fault under load."""
     outcomes = request.config.stash.setdefault(_OUTCOMES, [])
-    return Trial(tmp_path_factory.getbasetemp(), _quick(request.config), outcomes)
+    findings = request.config.stash.setdefault(_FINDINGS, [])
+    return Trial(tmp_path_factory.getbasetemp(), _quick(request.config), outcomes, findings)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table, as docs/reliability.md has it."""
-    outcomes = config.stash.get(_OUTCOMES, [])
-    if not outcomes:
-        return
-    terminalreporter.section("faults")
-    for row in (COLUMNS, ["---"] * len(COLUMNS), *(outcome.row for outcome in outcomes)):
-        terminalreporter.write_line("| " + " | ".join(row) + " |")
+    """The tables, as docs/reliability.md has them."""
+    tables = (
+        (COLUMNS, [outcome.row for outcome in config.stash.get(_OUTCOMES, [])]),
+        (["fault", "measured besides"], [list(finding) for finding in config.stash.get(_FINDINGS, [])]),
+    )
+    for columns, rows in tables:
+        if rows:
+            terminalreporter.section("faults")
+            for row in (columns, ["---"] * len(columns), *rows):
+                terminalreporter.write_line("| " + " | ".join(row) + " |")

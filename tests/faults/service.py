@@ -67,6 +67,12 @@ class Service:
         return self._process.popen.pid
 
     @property
+    def workers(self) -> list[int]:
+        """The processes that serve below the first."""
+        assert self._process is not None
+        return self._process.workers
+
+    @property
     def output(self) -> str:
         """All that it has printed, over all its lives."""
         return self._earlier + (self._process.output if self._process else "")

@@ -95,6 +95,8 @@ class Trial:
     folder: Path
     quick: bool
     outcomes: list[Outcome] = field(default_factory=list)
+    findings: list[tuple[str, str]] = field(default_factory=list)
+    """What a fault has to be measured by besides: its name, and a text."""
 
     async def __call__(
         self,
@@ -116,7 +118,7 @@ class Trial:
         async with load.running():
             await asyncio.sleep(warm)
             await load.everything_happened()
-            before = await self._footprints(load, services, server)
+            before = await self._footprints(load, services, server) if bounds.footprint else []
             began = time.monotonic()
             async with fault as measured:
                 await asyncio.sleep(hold)
@@ -124,7 +126,7 @@ class Trial:
             await _calm(load, calm, repaired + bounds.recovery + calm)
             await load.stop()
             await load.look_again()
-            after = await self._footprints(load, services, server)
+            after = await self._footprints(load, services, server) if bounds.footprint else []
         history = load.history
         during = [r for r in history if r.ended > began and r.sent < repaired]
         outcome = Outcome(
@@ -149,6 +151,10 @@ class Trial:
             found += [v for b, a in zip(before, after, strict=True) for v in b.grown(a, POOL_SIZE)]
         self._assert_none(name, found, history)
         return outcome
+
+    def found(self, name: str, text: str) -> None:
+        """Note down a measurement of a row's own."""
+        self.findings.append((name, text))
 
     def _assert_none(self, name: str, found: Sequence[Violation], history: Sequence[Request]) -> None:
         if found:
