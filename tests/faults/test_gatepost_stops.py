@@ -83,7 +83,7 @@ def connections(pid: int, port: int) -> int:
     found = 0
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            found += os.readlink(file).removeprefix("socket:[").removesuffix("]") in inodes
+            found += str(file.readlink()).removeprefix("socket:[").removesuffix("]") in inodes
     return found
 
 

@@ -107,8 +107,10 @@ class Trial:
         server: Postgres,
         hold: float = 0.0,
         bounds: Bounds = Bounds(),
+        strangers: bool = False,
     ) -> Outcome:
         """Run it. ``hold``: seconds between breaking and repairing; good again is counted from the repair's end.
+        ``strangers``: others log in as well, who send no user agent.
 
         ``server``: the Postgres that has the data when all is over.
         """
@@ -141,7 +143,11 @@ class Trial:
             measured or (),
         )
         self.outcomes.append(outcome)
-        found = judge(history) + judge_record(history, _record(server)) + self._leaks(load, services, server)
+        found = (
+            judge(history)
+            + judge_record(history, _record(server, strangers=strangers))
+            + self._leaks(load, services, server)
+        )
         found += late(history, bounds.answer)
         if not bounds.unanswered:
             found += unanswered(history)
@@ -199,11 +205,13 @@ async def _calm(load: Load, seconds: float, until: float) -> None:
         await asyncio.sleep(0.1)
 
 
-def _record(server: Postgres) -> Record:
+def _record(server: Postgres, *, strangers: bool) -> Record:
     def number(agent: str | None) -> int:
         return int(agent.removeprefix("faults/")) if agent and agent.startswith("faults/") else 0
 
-    events = server.sql("SELECT kind, user_agent FROM gatepost.events")
+    events = server.sql(
+        "SELECT kind, user_agent FROM gatepost.events" + (" WHERE user_agent IS NOT NULL" if strangers else "")
+    )
     sessions = server.sql("SELECT user_agent FROM gatepost.sessions")
     return Record([(kind, number(agent)) for kind, agent in events], [number(agent) for (agent,) in sessions])
 
