@@ -32,10 +32,10 @@ class Footprint:
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         return cls(pss_mb(pid), descriptors - connections, threads, connections)
 
-    def grown(self, after: "Footprint", pool_size: int) -> list[Violation]:
-        """What breaks S5."""
+    def grown(self, after: "Footprint", pool_size: int, kept: float = 0.0) -> list[Violation]:
+        """What breaks S5. ``kept``: MB of memory that may be held besides."""
         bounds = {
-            "memory": max(self.memory * (1 + GROWTH), self.memory + LEAST_MB),
+            "memory": max(self.memory * (1 + GROWTH), self.memory + LEAST_MB) + kept,
             "descriptors": self.descriptors * (1 + GROWTH),
             "threads": max(self.threads * (1 + GROWTH), self.threads + HELPER_THREADS),
             "connections": pool_size,

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.fault
 
 ROOT = Path(__file__).parents[2]
 # Seconds of the load alone, to hold the rest against.
-ALONE = 4.0
+ALONE, QUICK_ALONE = 4.0, 1.5
 # The crowd's own process and whatever else the machine does share the cores, so of p99s only this much is asserted.
 NOISE, LEAST = 5.0, 0.25
 
@@ -84,9 +84,9 @@ class Watch:
 
 
 @contextlib.asynccontextmanager
-async def beset(watch: Watch, *crowds: Coroutine[Any, Any, object]) -> AsyncIterator[list[float]]:
+async def beset(trial: Trial, watch: Watch, *crowds: Coroutine[Any, Any, object]) -> AsyncIterator[list[float]]:
     """The load alone for a while, and then all of these beside it until they are over. Gives when they came."""
-    await asyncio.sleep(ALONE)
+    await asyncio.sleep(QUICK_ALONE if trial.quick else ALONE)
     came = time.monotonic()
     async with watch.watching(), asyncio.TaskGroup() as tasks:
         for each in crowds:
@@ -143,7 +143,9 @@ async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
     name, watch = "2,000 clients slow with headers, or a body", Watch(service)
     ended: dict[str, list[Ended]] = {"headers": [], "body": []}
     crowds = [crowd(service, kind, 1000, 3 * body, each) for kind, each in ended.items()]
-    outcome = await trial(name, beset(watch, *crowds), services=[service], server=server)
+    outcome = await trial(
+        name, beset(trial, watch, *crowds), services=[service], server=server, bounds=Bounds(kept=30)
+    )
     slowest = {kind: max(client.seconds for client in each) for kind, each in ended.items()}
     trial.found(
         name,
@@ -158,13 +160,18 @@ async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
     assert_calm(outcome)
 
 
+@pytest.mark.thorough
 async def test_idle_connections_take_neither_all_files_nor_much_memory(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
     name, service = "10,000 idle connections kept alive", new_service(server)
-    watch, ended, last = Watch(service), list[Ended](), 10.0 if trial.quick else 20.0
+    watch, ended, last = Watch(service), list[Ended](), 20.0
     outcome = await trial(
-        name, beset(watch, crowd(service, "idle", 10_000, last, ended)), services=[service], server=server
+        name,
+        beset(trial, watch, crowd(service, "idle", 10_000, last, ended)),
+        services=[service],
+        server=server,
+        bounds=Bounds(kept=120),
     )
     kept = sum(1 for client in ended if client.seconds >= last)
     trial.found(
@@ -194,13 +201,14 @@ async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
     name = "Ten times the logins that can be hashed"
     service = new_service(server, GATEPOST_PASSWORDS__MEMORY_KIB="19456", GATEPOST_PASSWORDS__ITERATIONS="2")
     rate = 10 * await asyncio.to_thread(hashes_per_second, 1)
-    watch, flooded = Watch(service), Flooded()
+    watch, earlier, flooded = Watch(service), Flooded(), Flooded()
+    await flood(service, rate, 1, earlier)  # what a thread keeps of its first hash is no growth
     outcome = await trial(
         name,
-        beset(watch, flood(service, rate, 4 if trial.quick else 15, flooded)),
+        beset(trial, watch, flood(service, rate, 4 if trial.quick else 15, flooded)),
         services=[service],
         server=server,
-        bounds=Bounds(answer=5.0, recovery=5.0),
+        bounds=Bounds(answer=5.0, recovery=5.0, kept=15),
         strangers=True,
     )
     recorded = server.sql("SELECT count(*)::int FROM gatepost.events WHERE user_agent IS NULL")[0][0]
@@ -211,6 +219,8 @@ async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
     )
     assert flooded.statuses.keys() == {"401", "503"}
     assert flooded.statuses["503"] > flooded.statuses["401"]
-    assert flooded.statuses["401"] <= recorded <= flooded.sent - flooded.statuses["503"]
+    both = (earlier, flooded)
+    least, most = sum(f.statuses["401"] for f in both), sum(f.sent - f.statuses["503"] for f in both)
+    assert least <= recorded <= most
     assert watch.growth <= 20
     assert_calm(outcome)

@@ -102,7 +102,7 @@ async def test_gatepost_killed_in_mid_login_leaves_no_half_a_state_and_is_ready_
     trial: Trial, server: Postgres, service: Service
 ) -> None:
     name = "Gatepost killed with -9 and started again"
-    fault = killed_and_started(service, 2 if trial.quick else 6)
+    fault = killed_and_started(service, 1 if trial.quick else 6)
     outcome = await trial(name, fault, services=[service], server=server, bounds=KILLED)
     assert None in outcome.statuses("login")
     trial.found(name, f"ready {max(outcome.measured):.1f} s after a start (≤ {READY:g})")
@@ -114,25 +114,26 @@ async def test_a_worker_killed_in_mid_login_leaves_no_half_a_state_and_another_s
 ) -> None:
     name = "One worker of two killed with -9"
     service = new_service(server, GATEPOST_WEBSERVER__WORKERS="2")
-    fault = workers_killed(service, 2 if trial.quick else 6)
+    fault = workers_killed(service, 1 if trial.quick else 6)
     outcome = await trial(name, fault, services=[service], server=server, bounds=KILLED)
     assert None in outcome.statuses("check", "login")
     trial.found(name, f"another serves {max(outcome.measured):.1f} s after that (≤ {READY:g}); the node stays ready")
     assert max(outcome.measured) <= READY
 
 
+@pytest.mark.thorough
 async def test_the_arbiter_killed_leaves_no_half_a_state_and_a_new_one_is_ready_in_three_seconds(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
     name = "The arbiter of two workers killed with -9, and started again"
     service = new_service(server, GATEPOST_WEBSERVER__WORKERS="2")
-    fault = killed_and_started(service, 1 if trial.quick else 3)
+    fault = killed_and_started(service, 3)
     outcome = await trial(name, fault, services=[service], server=server, bounds=KILLED)
     trial.found(name, f"ready {max(outcome.measured):.1f} s after a start (≤ {READY:g})")
     assert max(outcome.measured) <= READY
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.thorough), "2"])
 async def test_sigterm_under_load_leaves_no_accepted_request_unanswered(
     trial: Trial, server: Postgres, new_service: NewService, workers: str
 ) -> None:

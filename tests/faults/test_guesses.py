@@ -61,7 +61,7 @@ async def guess_everywhere(urls: list[str], places: int) -> tuple[int, Counter[i
         return computed, answers, owner
 
 
-@pytest.mark.parametrize("places", [1, 300])
+@pytest.mark.parametrize("places", [pytest.param(1, marks=pytest.mark.thorough), 300])
 async def test_no_more_guesses_than_the_limit_reach_the_hash_and_the_owner_is_not_locked_out(
     trial: Trial, server: Postgres, new_service: NewService, places: int
 ) -> None:
@@ -77,6 +77,7 @@ async def test_no_more_guesses_than_the_limit_reach_the_hash_and_the_owner_is_no
     assert owner == [200, 200]
 
 
+@pytest.mark.thorough
 async def test_the_limit_is_the_same_for_processes_whose_clocks_are_two_hours_apart(
     server: Postgres, new_service: NewService, tmp_path: Path
 ) -> None:
