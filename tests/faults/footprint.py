@@ -1,5 +1,6 @@
 """What a process holds: S5 says that a fault leaves nothing of it behind."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ HELPER_THREADS = min(32, (os.cpu_count() or 1) + 4)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Memory (PSS, MB), open files and sockets other than connections to Postgres, threads, and those connections."""
+    """Memory (PSS, MB), open files and sockets other than connections, threads, and connections to Postgres."""
 
     memory: float
     descriptors: int
@@ -26,9 +27,9 @@ class Footprint:
     connections: int
 
     @classmethod
-    def of(cls, pid: int, connections: int) -> "Footprint":
-        """Of a process, which has so many connections to Postgres."""
-        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    def of(cls, pid: int, port: int, connections: int) -> "Footprint":
+        """Of a process that serves at a port and has so many connections to Postgres."""
+        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir())) - clients(pid, port)
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         return cls(pss_mb(pid), descriptors - connections, threads, connections)
 
@@ -45,3 +46,19 @@ class Footprint:
             for name, bound in bounds.items()
             if getattr(after, name) > bound
         ]
+
+
+def clients(pid: int, port: int) -> int:
+    """How many connections a process has that came in at a port and are established: which of several nodes has
+    how many is up to those who connect.
+    """
+    inodes = set()
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, *rest = line.split()
+        if state == "01" and int(local.partition(":")[2], 16) == port:
+            inodes.add(f"socket:[{rest[5]}]")
+    found = 0
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += str(file.readlink()) in inodes
+    return found

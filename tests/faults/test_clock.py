@@ -14,7 +14,7 @@ from tests.faults.clock import HOUR, faketime, set_off
 from tests.faults.conftest import NewService
 from tests.faults.postgres import Postgres
 from tests.faults.service import Service
-from tests.faults.trial import Bounds, Trial
+from tests.faults.trial import Trial
 
 pytestmark = pytest.mark.fault
 
@@ -48,7 +48,7 @@ async def test_no_decision_changes_when_the_clock_of_a_node_jumps_by_an_hour(
     file = tmp_path / "clock"
     odd = new_service(server, **SHORT, **faketime(file))
     name = "The clock of one node of two an hour ahead, an hour behind"
-    hold = 2.0 if trial.quick else 10.0
+    hold = 1.0 if trial.quick else 10.0
     outcome = await trial(
         name,
         wrong(odd, file, hold),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import resource
 import statistics
 import sys
 import time
@@ -127,10 +128,11 @@ def told(outcome: Outcome) -> str:
 
 
 def assert_calm(outcome: Outcome) -> None:
-    """Nobody of the load was refused, or waited out of all proportion."""
+    """Nobody who is signed in was refused, or waited out of all proportion."""
     alone, with_it = p99s(outcome)
     assert with_it <= max(NOISE * alone, LEAST)
     assert outcome.statuses("check").keys() <= {200, 401}
+    assert max(r.ended - r.sent for r in outcome.during if r.kind == "check") <= 2
 
 
 async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
@@ -164,6 +166,8 @@ async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
 async def test_idle_connections_take_neither_all_files_nor_much_memory(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
+    if (most := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < 10_200:
+        pytest.skip(f"only {most} files may be open: see `ulimit -Hn`")
     name, service = "10,000 idle connections kept alive", new_service(server)
     watch, ended, last = Watch(service), list[Ended](), 20.0
     outcome = await trial(
@@ -195,6 +199,7 @@ async def flood(service: Service, rate: float, seconds: int, flooded: Flooded) -
     flooded.statuses = result.statuses
 
 
+@pytest.mark.thorough
 async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
@@ -208,7 +213,8 @@ async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
         beset(trial, watch, flood(service, rate, 4 if trial.quick else 15, flooded)),
         services=[service],
         server=server,
-        bounds=Bounds(answer=5.0, recovery=5.0, kept=15),
+        # A change of a password is hashed twice, may wait for each, and has the lowest priority.
+        bounds=Bounds(answer=10.0, recovery=5.0, kept=15),
         strangers=True,
     )
     recorded = server.sql("SELECT count(*)::int FROM gatepost.events WHERE user_agent IS NULL")[0][0]

@@ -6,12 +6,12 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import aiohttp
 import pytest
 
 from tests.faults.conftest import NewService
+from tests.faults.footprint import clients
 from tests.faults.postgres import Postgres
 from tests.faults.service import Service
 from tests.faults.trial import Bounds, Trial, ready
@@ -67,24 +67,10 @@ async def replaced(service: Service, before: set[int]) -> None:
             # A connection that is held, since one that is answered is gone before it can be looked for.
             held = await asyncio.open_connection("127.0.0.1", service.port)
             await asyncio.sleep(0.02)
-            found = any(connections(worker, service.port) for worker in set(service.workers) - before)
+            found = any(clients(worker, service.port) for worker in set(service.workers) - before)
             held[1].close()
             if found:
                 return
-
-
-def connections(pid: int, port: int) -> int:
-    """How many established connections a process has that came in at a port."""
-    inodes = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, state, *rest = line.split()
-        if state == "01" and int(local.partition(":")[2], 16) == port:
-            inodes.add(rest[5])
-    found = 0
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found += str(file.readlink()).removeprefix("socket:[").removesuffix("]") in inodes
-    return found
 
 
 @contextlib.asynccontextmanager

@@ -40,9 +40,9 @@ DEAD_CONNECTIONS = 20.0
 @dataclass(frozen=True)
 class Bounds:
     """What a row of the table allows. Seconds for any answer; seconds until all is well again; whether a request
-    may go without an answer; whether S5 can be asked (not of a process that was started anew). ``kept``: MB that may be
-    held besides: closed connections until Python's next full garbage collection, for asyncio's transports are cycles;
-    a block that a thread hashes in.
+    may go without an answer; whether S5 can be asked (not of a process that was started anew). ``kept``: MB that may
+    be held besides: closed connections until Python's next full garbage collection, for asyncio's transports are
+    cycles; a block that a thread hashes in.
     """
 
     answer: float = 2.0
@@ -176,7 +176,7 @@ class Trial:
         async with load.quiet():
             await load.burst()
             each = await asyncio.to_thread(_connections, server, POOL_SIZE * len(services)) // len(services)
-            return [await asyncio.to_thread(Footprint.of, service.pid, each) for service in services]
+            return [await asyncio.to_thread(Footprint.of, service.pid, service.port, each) for service in services]
 
     @staticmethod
     def _leaks(load: Load, services: Sequence[Service], server: Postgres) -> list[Violation]:
