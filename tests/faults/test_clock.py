@@ -54,7 +54,6 @@ async def test_no_decision_changes_when_the_clock_of_a_node_jumps_by_an_hour(
         wrong(odd, file, hold),
         services=[odd, new_service(server, **SHORT)],
         server=server,
-        bounds=Bounds(footprint=False),
     )
     assert {r.status for r in outcome.during} <= {200, 401}
     trial.found(name, "no answer that the rules do not give; none but 200 and 401")
