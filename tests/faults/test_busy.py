@@ -95,6 +95,7 @@ async def test_logins_that_hold_every_connection_do_not_starve_checks(
     assert max(r.ended - r.sent for r in checks) <= 0.5
 
 
+@pytest.mark.thorough
 async def test_backends_that_are_ended_cost_no_request_its_answer(
     trial: Trial, server: Postgres, service: Service
 ) -> None:
