@@ -561,3 +561,22 @@ async def test_the_sessions_of_a_user_who_signs_in_from_many_devices_at_once_are
     await register(client, "ada")
     for _ in range(4):
         await asyncio.gather(*(log_in(client) for _ in range(10)))
+
+
+async def test_an_account_gets_few_new_names_taken_ones_count_and_its_own_in_another_spelling_does_not(
+    config: Config, start_server: StartServer
+) -> None:
+    client = await start_server(limited(config, rename_burst=3))
+    await register(client, "ada")
+    await register(client, "bob")
+    headers = {"Authorization": await log_in(client, "ada")}
+
+    async def rename(name: str) -> int:
+        async with client.patch("/account", json={"username": name}, headers=headers) as answer:
+            return answer.status
+
+    assert [await rename(name) for name in ("ADA", "Ada", "ada")] == [200] * 3
+    assert [await rename(name) for name in ("bob", "eve", "ada")] == [409, 200, 200]
+    assert [await rename(name) for name in ("bob", "eve", "ada")] == [429, 429, 200]
+    async with client.patch("/account", json={"profile": {"a": 1}}, headers=headers) as answer:
+        assert answer.status == 200

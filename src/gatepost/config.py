@@ -294,6 +294,13 @@ class ThrottleConfig(_Section):
         30, ge=1, le=1_000_000, description="Registrations from one place at once: a class signs up in its lesson."
     )
     registration_every: float = Field(120, gt=0, le=86400, description="Seconds for one more.")
+    rename_burst: int = Field(
+        5,
+        ge=1,
+        le=1_000_000,
+        description="New names for an account at once, taken ones too: each brings attempts at its password.",
+    )
+    rename_every: float = Field(86400, gt=0, le=86400, description="Seconds for one more.")
     code_burst: int = Field(
         20, ge=1, le=1_000_000, description="Wrong reset codes from one place at once; none can be guessed anyway."
     )

@@ -57,6 +57,7 @@ class Throttle:
         self.place = Limit("place", config.place_burst, config.place_every)
         self.network = Limit("network", config.network_burst, config.network_every)
         self.registration = Limit("registration", config.registration_burst, config.registration_every)
+        self.rename = Limit("rename", config.rename_burst, config.rename_every)
         self.code = Limit("code", config.code_burst, config.code_every)
         self.lookup = Limit("lookup", config.lookup_burst, config.lookup_every)
         self.password = self.account._replace(name="password")
@@ -90,7 +91,8 @@ class Throttle:
     def of_account(self, name: str, user_id: str) -> list[tuple[bytes, bytes]]:
         """What may stand in the way of a user: the first and the last key of each range."""
         account = self._hash("account", name)
-        keys = [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in self.for_password(user_id))]
+        of_user = [*self.for_password(user_id), *self.for_rename(user_id)]
+        keys = [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in of_user)]
         places = b"p" + account[:7]
         return [*((key, key) for key in keys), (places.ljust(KEY_BYTES, b"\0"), places.ljust(KEY_BYTES, b"\xff"))]
 
@@ -101,6 +103,10 @@ class Throttle:
     def for_registration(self, place: str | None) -> list[Bucket]:
         """That of new accounts."""
         return [self._bucket(b"r", self.registration, place)] if place else []
+
+    def for_rename(self, user_id: str) -> list[Bucket]:
+        """That of new names for an account: each brings its own attempts at the password, and tells who is taken."""
+        return [self._bucket(b"m", self.rename, user_id)]
 
     def for_code(self, place: str | None) -> list[Bucket]:
         """That of codes that are redeemed."""

@@ -108,12 +108,14 @@ class Change(BaseModel):
     profile: dict[str, Any] = {}
 
 
-@operation(AccountAnswer, body=Change, problems=(UsernameTaken, ForeignOrigin))
+@operation(AccountAnswer, body=Change, problems=(UsernameTaken, TooManyAttempts, ForeignOrigin))
 @guarded
 async def change(request: web.Request, session: Session) -> web.Response:
     """Change my name or my profile (RFC 7396 merge patch)."""
     asked = await read_body(request, Change)
     name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
+    if name and name[1] != canonical(session.username):
+        await request.app[DATABASE].read(take, request.app[THROTTLE].for_rename(session.user_id))
     async with request.app[DATABASE].transaction() as connection:
         current = await queries.lock_profile(connection, session.user_id)
         if current is None:

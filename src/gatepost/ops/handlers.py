@@ -12,9 +12,9 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
 from gatepost.operation import operation
-from gatepost.ops import queries
 from gatepost.ops.instruments import Census
-from gatepost.web import DATABASE, METRICS, STOPPING, json_response
+from gatepost.sessions.guard import LOOKUP
+from gatepost.web import METRICS, STOPPING, json_response
 
 DOCUMENT = web.AppKey("document", str)
 """What `/openapi.json` answers."""
@@ -53,7 +53,8 @@ async def ready(request: web.Request) -> web.Response:
     """The database answers and we stay: send traffic only while this is 200 (else 503, within its deadline)."""
     if request.app[STOPPING].leaving:
         raise Stopping
-    await request.app[DATABASE].read(queries.ask)
+    # A session check of nobody's: over connections that a flood of logins cannot take, with the checks' deadline.
+    await request.app[LOOKUP].find(b"")
     return json_response(Health(status="ready"))
 
 
