@@ -9,9 +9,9 @@ import random
 import socket
 import statistics
 import subprocess
-import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -66,11 +66,11 @@ def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     try:
         if git("rev-parse", "--is-shallow-repository").strip() == b"true":
             pytest.skip("a shallow clone has no earlier code: fetch the whole history")
-        archive = git("archive", "--format=tar", request.param(), "src", "migrations")
+        archive = git("archive", "--format=zip", request.param(), "src", "migrations")
     except (LookupError, FileNotFoundError) as error:
         pytest.skip(f"no history to take earlier code from: {error}")
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(tmp_path / "earlier", filter="data")
+    with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        packed.extractall(tmp_path / "earlier")
     return tmp_path / "earlier"
 
 
