@@ -22,10 +22,9 @@ from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable, Problem
 from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT, DriverConnection, Dsn, Pool
 
-__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "UniqueViolation", "naming", "reach"]
+__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "naming", "reach"]
 
 Connection: TypeAlias = aiopg.sa.SAConnection
-UniqueViolation = psycopg2.errors.UniqueViolation
 NotPermitted = psycopg2.errors.InsufficientPrivilege
 
 # Connections of their own for session checks, so that logins never starve them (sessions/lookup.py).

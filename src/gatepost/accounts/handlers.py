@@ -151,6 +151,7 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     """Change my password; every other session of mine ends."""
     asked = await read_body(request, PasswordChange)
     database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
+    origin = _origin(request, session)
     # First, since what is wrong with the new one must not cost an attempt at the current one.
     policy.judge_password("new", asked.new, canonical(session.username), request.app[CONFIG].passwords)
 
@@ -159,11 +160,11 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
             return await database.write(
                 queries.change_password,
                 session.user_id,
-                _origin(request, session),
+                origin,
                 current=current,
                 new=await while_connected(request, request.app[CREDENTIALS].create(asked.new)),
                 token_hash=hash_token(token),
-                place=throttle.known_place(throttle.place_of(client_ip(request))),
+                place=throttle.known_place(throttle.place_of(origin.ip)),
             )
 
     expires_at = await _unless_changed(attempt)

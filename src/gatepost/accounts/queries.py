@@ -1,15 +1,14 @@
 """Accounts in SQL: one function, one statement, one round trip."""
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
-from gatepost.db import Connection, Statement, UniqueViolation, naming
+from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import User
@@ -41,7 +40,7 @@ async def create(
     user_agent: str | None = None,
 ) -> User:
     """Add a user with a password, and its event. Raises UsernameTaken: Postgres judges, nobody asks first."""
-    with _name_may_be_taken():
+    with naming({"users_canonical_key": UsernameTaken}):
         row = await _CREATE.first(
             connection,
             username=username,
@@ -127,7 +126,7 @@ async def update(
     """Change the name (display and canonical form), the profile, or both. Raises UsernameTaken."""
     username, canonical = name or (None, None)
     changed = [field for field, value in (("username", name), ("profile", profile)) if value is not None]
-    with _name_may_be_taken():
+    with naming({"users_canonical_key": UsernameTaken}):
         await _UPDATE.all(
             connection,
             id=user_id,
@@ -139,19 +138,8 @@ async def update(
         )
 
 
-@contextlib.contextmanager
-def _name_may_be_taken() -> Iterator[None]:
-    """Postgres judges uniqueness; nobody asks first."""
-    try:
-        yield
-    except UniqueViolation as error:
-        if error.diag.constraint_name == "users_canonical_key":
-            raise UsernameTaken from None
-        raise
-
-
 class Secret(NamedTuple):
-    """How a user's password was hashed, and the name that a new one must not be made of."""
+    """How a user's password was hashed; without one, ``canonical`` says what it seems to be."""
 
     canonical: str
     setting: Setting | None

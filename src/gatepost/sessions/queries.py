@@ -61,7 +61,7 @@ async def find_setting(connection: Connection, entry: Entry) -> tuple[Setting | 
         connection,
         canonical=entry.canonical,
         place=entry.place,
-        account=entry.buckets[0].key if entry.buckets else None,
+        account=entry.buckets[0].key,
         **parameters(entry.buckets),
     )
     assert row is not None
