@@ -20,6 +20,7 @@ from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import Problem
 from gatepost.sessions import queries as sessions
 from gatepost.sessions.session import hash_token
+from gatepost.throttle import KEY_BYTES, Bucket, Limit
 from tests.conftest import CHEAP, PASSWORD, rows
 
 NEW = "a better horse and battery"
@@ -49,8 +50,9 @@ class World:
 
 
 async def setting_of_ada(connection: Connection) -> Setting:
-    """A login's first statement; what it takes from is another test's business."""
-    setting, _ = await sessions.find_setting(connection, sessions.Entry("ada", None, []))
+    """A login's first statement; how many may be tried is another test's business."""
+    plenty = Bucket(b"a" * KEY_BYTES, Limit("account", burst=1_000_000, every=1))
+    setting, _ = await sessions.find_setting(connection, sessions.Entry("ada", None, [plenty]))
     assert setting is not None
     return setting
 

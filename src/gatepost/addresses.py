@@ -33,6 +33,11 @@ def parse(text: str) -> Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+def peer(peername: object) -> Address | None:
+    """Who is at the other end of a socket, from its ``peername``. None on a Unix socket."""
+    return parse(str(peername[0]).partition("%")[0]) if isinstance(peername, tuple) else None
+
+
 def _is_port(text: str) -> bool:
     digits = text.removeprefix(":")
     return text.startswith(":") and digits.isascii() and digits.isdigit() and len(digits) <= 5

@@ -3,11 +3,10 @@
 import contextlib
 import math
 import resource
-import socket
-from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from collections.abc import Collection
 from typing import Generic, Protocol, TypeVar
 
+from gatepost.addresses import Network, peer, within
 from gatepost.config import Config, ConfigError
 from gatepost.logs import log
 
@@ -132,16 +131,10 @@ class Admission(Generic[T]):
                 del self._of_address[address]
 
 
-def network(peer: object, shared: Sequence[IPv4Network | IPv6Network] = ()) -> bytes | None:
+def network(peername: object, shared: Collection[Network] = ()) -> bytes | None:
     """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits, which is what one host is given.
 
     None on a Unix socket and for ``shared`` addresses: a proxy's connections are those of all its clients.
     """
-    if not isinstance(peer, tuple):
-        return None
-    host = str(peer[0]).partition("%")[0]
-    packed = socket.inet_pton(socket.AF_INET6, host) if ":" in host else socket.inet_aton(host)
-    packed = packed.removeprefix(bytes(10) + b"\xff\xff")
-    if any(ip_address(packed) in addresses for addresses in shared):
-        return None
-    return packed[:8]
+    address = peer(peername)
+    return None if address is None or within(address, shared) else address.packed[:8]

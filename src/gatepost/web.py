@@ -279,7 +279,7 @@ def _field_error(error: Any) -> FieldError:
 def client_ip(request: web.Request) -> str | None:
     """The client's address: the peer's, or what trusted proxies say of it. None on a Unix socket."""
     peername = request.transport.get_extra_info("peername") if request.transport else None
-    peer = addresses.parse(str(peername[0]).partition("%")[0]) if isinstance(peername, tuple) else None
+    peer = addresses.peer(peername)
     if peer is None:
         return None
     forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())

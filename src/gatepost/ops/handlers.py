@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import ipaddress
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from aiohttp import hdrs, web
 from typing_extensions import TypedDict
 
+from gatepost import addresses
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
 from gatepost.operation import operation
 from gatepost.ops.instruments import Census
@@ -75,11 +75,9 @@ async def metrics(request: web.Request) -> web.Response:
 
 def _is_from_here(request: web.Request) -> bool:
     """Whether the client is a program on this machine, and no proxy that says it asks for somebody else."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not isinstance(peer, tuple) or not _FORWARDED.isdisjoint(name.lower() for name in request.headers):
-        return False
-    address = ipaddress.ip_address(peer[0].partition("%")[0])
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+    peer = addresses.peer(request.transport.get_extra_info("peername") if request.transport else None)
+    forwarded = not _FORWARDED.isdisjoint(name.lower() for name in request.headers)
+    return peer is not None and peer.is_loopback and not forwarded
 
 
 _FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
