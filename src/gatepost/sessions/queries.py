@@ -11,7 +11,7 @@ from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 from gatepost.tables import passwords
-from gatepost.throttle import Bucket, Taken, given_back, judge, parameters
+from gatepost.throttle import Bucket, Taken, judge, parameters
 
 # A function in the database (migration 0005), because Postgres keeps its plan: as SQL from here, planning took 75 us
 # of each query, which eleven checks share under load (measured: 12 % more checks a second, p99 3.1 -> 2.8 ms).
@@ -37,17 +37,10 @@ class Entry(NamedTuple):
     buckets: Sequence[Bucket]
 
 
-# From a place from which the account has signed in before, its own bucket is left alone: only strangers share that.
+# The statements of a login are functions in the database (migration 0006), whose plans Postgres keeps.
 _FIND_SETTING = Statement("""
-    SELECT t.*, p.setting, p.pepper, p.norm
-    FROM (VALUES (1)) AS always
-        LEFT JOIN gatepost.users u ON u.canonical = :canonical
-        LEFT JOIN gatepost.passwords p ON p.user_id = u.id
-        LEFT JOIN gatepost.known_places k ON k.user_id = u.id AND k.place = CAST(:place AS bytea),
-        gatepost.take(
-            CASE WHEN k.place IS NULL THEN CAST(:keys AS bytea[])
-                 ELSE array_replace(CAST(:keys AS bytea[]), CAST(:account AS bytea), NULL) END,
-            CAST(:bursts AS integer[]), CAST(:everys AS float8[])) t
+    SELECT * FROM gatepost.find_setting(:canonical, :place,
+        CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))
 """)
 
 
@@ -61,7 +54,6 @@ async def find_setting(connection: Connection, entry: Entry) -> tuple[Setting | 
         connection,
         canonical=entry.canonical,
         place=entry.place,
-        account=entry.buckets[0].key,
         **parameters(entry.buckets),
     )
     assert row is not None
@@ -96,63 +88,11 @@ class SettingChanged(Exception):
     """The password was hashed anew since its setting was read; nothing has been decided or recorded."""
 
 
-# Home, work, a telephone's networks, a journey: as many as most people have; each lets 100 guesses a day pass.
-KNOWN_PLACES = 10
-
-# The first statement makes logins of one user wait for each other, the second then sees all that came before: so
-# the cap on sessions is exact. Both travel together and are one transaction. Every outcome does the same work.
-_OPEN_SESSION = Statement(f"""
-    SELECT FROM gatepost.users WHERE canonical = :canonical FOR NO KEY UPDATE;
-
-    WITH account AS (
-        SELECT u.id, u.username, u.roles, u.profile, u.epoch,
-            p.setting = :setting AND p.pepper IS NOT DISTINCT FROM :pepper AS unchanged,
-            CASE WHEN p.user_id IS NULL THEN 'no_password'
-                 WHEN p.digest IS DISTINCT FROM :digest THEN 'wrong_password'
-                 WHEN u.disabled_at IS NOT NULL THEN 'disabled' END AS refused
-        FROM gatepost.users u LEFT JOIN gatepost.passwords p ON p.user_id = u.id
-        WHERE u.canonical = :canonical
-    ), opened AS (
-        INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
-        SELECT :token_hash, id, epoch, clock_timestamp() + make_interval(secs => :lifetime),
-            CAST(:ip AS inet), :user_agent
-        FROM account WHERE unchanged AND refused IS NULL
-        RETURNING user_id, handle, expires_at
-    ), superseded AS (
-        DELETE FROM gatepost.sessions WHERE token_hash IN (
-            SELECT s.token_hash FROM gatepost.sessions s JOIN account a ON a.id = s.user_id, opened
-            ORDER BY s.epoch = a.epoch AND s.expires_at > clock_timestamp() DESC, s.created_at DESC
-            OFFSET :others)
-        RETURNING user_id, handle
-    ), remembered AS (
-        INSERT INTO gatepost.known_places AS k (user_id, place)
-        SELECT user_id, CAST(:place AS bytea) FROM opened WHERE CAST(:place AS bytea) IS NOT NULL
-        ON CONFLICT (user_id, place) DO UPDATE SET seen_at = clock_timestamp()
-        WHERE k.seen_at < clock_timestamp() - interval '1 hour'
-    ), forgotten AS (
-        DELETE FROM gatepost.known_places WHERE (user_id, place) IN (
-            SELECT k.user_id, k.place FROM gatepost.known_places k JOIN opened USING (user_id)
-            WHERE k.place <> CAST(:place AS bytea) ORDER BY k.seen_at DESC OFFSET {KNOWN_PLACES - 1})
-    ), {given_back("opened")}, recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
-        SELECT CASE WHEN o.handle IS NULL THEN 'authn_login_fail' ELSE 'authn_login_success' END,
-            a.id, o.handle, CAST(:ip AS inet), :user_agent,
-            CASE WHEN o.handle IS NULL
-                 THEN jsonb_build_object('reason', coalesce(a.refused, 'unknown_user')) ELSE '{{}}' END
-        FROM (VALUES (1)) AS always LEFT JOIN account a ON true LEFT JOIN opened o ON true
-        WHERE a.unchanged IS NOT FALSE
-        UNION ALL
-        SELECT 'authn_login_fail_max', a.id, NULL, CAST(:ip AS inet), :user_agent,
-            jsonb_build_object('limit', l.name, 'max', l.burst)
-        FROM unnest(CAST(:limits AS text[]), CAST(:bursts AS integer[])) AS l (name, burst)
-            LEFT JOIN account a ON true LEFT JOIN opened o ON true
-        WHERE a.unchanged IS NOT FALSE AND o.handle IS NULL
-        UNION ALL
-        SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent, '{{"reason": "session_limit"}}'
-        FROM superseded
-    )
-    SELECT a.unchanged, o.expires_at, a.id, a.username, a.roles, a.profile
-    FROM (VALUES (1)) AS always LEFT JOIN account a ON true LEFT JOIN opened o ON true
+# Decides the login, and records what comes of it in the same transaction.
+_OPEN_SESSION = Statement("""
+    SELECT * FROM gatepost.open_session(:canonical, :setting, :pepper, :digest,
+        :token_hash, :lifetime, :max_per_user, CAST(:ip AS inet), :user_agent, :place,
+        CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]), CAST(:limits AS text[]), CAST(:bursts AS integer[]))
 """)
 
 
@@ -176,7 +116,7 @@ async def open_session(
         limits=[limit.name for limit in attempt.taken.exhausted],
         bursts=[limit.burst for limit in attempt.taken.exhausted],
         lifetime=lifetime,
-        others=max_per_user - 1,
+        max_per_user=max_per_user,
         **attempt.taken.parameters(),
     )
     assert row is not None
