@@ -1,48 +1,11 @@
-"""Every setting, with its reason. Read once at start, frozen, and passed in: nothing here is global.
+"""The sections of the configuration: every key with its type, bounds, default and reason."""
 
-Sources, the first that has a key wins: the environment (``GATEPOST_DB__PASSWORD``), a secrets directory (a file
-``db__password`` in ``GATEPOST_SECRETS_DIR``), the JSON file. ``docs/configuration.md`` is held against this
-module by a test.
-"""
-
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    IPvAnyNetwork,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NestedSecretsSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SecretsSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-DEFAULT_FILE = "config.json"
-# Of its 100: some are for commands, some for the superuser.
-EMBEDDED_CONNECTIONS = 90
-_PREFIX = "GATEPOST_"
-# These steer the reading itself, so they cannot be keys of the file.
-_OWN_VARIABLES = {"GATEPOST_CONFIG", "GATEPOST_SECRETS_DIR"}
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used; the message is one line that names the key and what to do."""
+from gatepost.config.values import FROM_TEXT, Origin, PepperId
 
 
 class _Section(BaseModel):
@@ -50,29 +13,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-def _from_text(value: Any) -> Any:
-    """A list or an object given as text, in the environment or a secret: JSON, or a list separated by commas."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return [item.strip() for item in value.split(",")]
-
-
-# NoDecode: pydantic-settings would parse the text itself, and not name the key when that fails.
-_Text = (BeforeValidator(_from_text), NoDecode)
-
-Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s*]+$")]
-PepperId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]
-
-
 class WebServerConfig(_Section):
     """Where HTTP is served."""
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    cors_origins: Annotated[tuple[Origin, ...], *_Text] = Field(
+    cors_origins: Annotated[tuple[Origin, ...], *FROM_TEXT] = Field(
         (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
     )
     operator_host: str = Field("127.0.0.1", min_length=1, description="Address for operators, with `operator_port`.")
@@ -83,7 +29,7 @@ class WebServerConfig(_Section):
         description="Port on which, and then on which alone, `/metrics`, `/health` and `/admin` are served. "
         "Default: with everything else.",
     )
-    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *_Text] = Field(
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], *FROM_TEXT] = Field(
         (), description="Networks of the proxies before Gatepost: whose `X-Forwarded-For` is believed."
     )
     workers: int = Field(
@@ -215,7 +161,7 @@ class PasswordsConfig(_Section):
     pepper: str | None = Field(
         None, description="Id of the pepper that new digests use. Default: none, or the only one there is."
     )
-    peppers: Annotated[dict[PepperId, SecretStr], *_Text] = Field(
+    peppers: Annotated[dict[PepperId, SecretStr], *FROM_TEXT] = Field(
         default_factory=dict,
         description="Peppers by id, each at least 16 characters. Keep an old one here until nobody needs it.",
     )
@@ -314,7 +260,7 @@ class ThrottleConfig(_Section):
     lookup_every: float = Field(
         0.1, gt=0, le=86400, description="Seconds for one more: apps that go on asking after their session has ended."
     )
-    exempt: Annotated[tuple[IPvAnyNetwork, ...], *_Text] = Field(
+    exempt: Annotated[tuple[IPvAnyNetwork, ...], *FROM_TEXT] = Field(
         (), description="Networks that are no place: own backends, which ask for all users."
     )
 
@@ -340,151 +286,3 @@ class LogConfig(_Section):
         False,
         description="Whether session checks, `/ping`, `/health` and `/metrics` get a line too; failures always do.",
     )
-
-
-def _sections_only(value: Any) -> Any:
-    if not isinstance(value, (dict, BaseModel)):
-        raise ValueError("must be an object")  # noqa: TRY004 (pydantic collects ValueErrors)
-    return value
-
-
-class Config(BaseSettings):
-    """The whole configuration.
-
-    Build it with :meth:`load`; a test or a library user may also pass sections as keywords.
-    """
-
-    model_config = SettingsConfigDict(
-        env_prefix=_PREFIX,
-        env_nested_delimiter="__",
-        frozen=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-    )
-
-    webserver: Annotated[WebServerConfig, BeforeValidator(_sections_only)] = WebServerConfig()
-    db: Annotated[DbConfig, BeforeValidator(_sections_only)] = DbConfig()
-    accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
-    passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
-    sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
-    throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
-    events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
-    log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
-
-    @model_validator(mode="after")
-    def _embedded_server_has_the_connections(self) -> Self:
-        most = self.webserver.workers * self.db.pool_size
-        if self.db.embedded and most > EMBEDDED_CONNECTIONS:
-            raise ValueError(
-                f"webserver.workers x db.pool_size is {most}, and the embedded Postgres has {EMBEDDED_CONNECTIONS} "
-                "connections: lower db.pool_size"
-            )
-        return self
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic-settings')
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but what is passed: only `load` looks at the environment."""
-        return (init_settings,)
-
-    @classmethod
-    def load(cls, file: Path | None = None, *, workers: int | None = None) -> Self:
-        """Read the configuration.
-
-        ``file``: the JSON file. Without it: the one that ``GATEPOST_CONFIG`` names, else ``config.json`` in the
-        working directory where there is one, else none. ``workers``: given on the command line, before all else.
-        Raises ConfigError, naming the source and the key.
-        """
-        if file is None and (named := os.environ.get("GATEPOST_CONFIG")):
-            file = Path(named)
-        if file is None and Path(DEFAULT_FILE).exists():
-            file = Path(DEFAULT_FILE)
-        _refuse_unknown_variables(os.environ, cls)
-        values = _read_json(file) if file else {}
-        try:
-            given: dict[str, Any] = {"webserver": {"workers": workers}} if workers else {}
-            return cls(**_merge(values, cls._secrets(), EnvSettingsSource(cls)(), given))
-        except ValidationError as error:
-            raise ConfigError("; ".join(_explain(e, values, file) for e in error.errors())) from None
-        except ValueError as error:  # of a source: a secrets directory that is missing or unreadable
-            raise ConfigError(f"environment or secrets directory: {' '.join(str(error).split())}") from None
-
-    @classmethod
-    def _secrets(cls) -> dict[str, Any]:
-        secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
-        if not secrets_dir:
-            return {}
-        return NestedSecretsSettingsSource(
-            SecretsSettingsSource(cls),
-            secrets_dir=secrets_dir,
-            secrets_dir_missing="error",
-            secrets_prefix="",
-            secrets_nested_delimiter="__",
-        )()
-
-
-def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Sections merged key by key, a later layer over an earlier one."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            below = merged.get(key)
-            if isinstance(below, dict) and isinstance(value, dict):
-                value = _merge(below, value)  # noqa: PLW2901
-            merged[key] = value
-    return merged
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: there is no such file; create it, or name another with --config") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: must be a JSON object with the sections {', '.join(Config.model_fields)}")
-    return values
-
-
-def _refuse_unknown_variables(environ: Mapping[str, str], model: type[BaseSettings]) -> None:
-    """pydantic-settings passes over a variable whose section it does not know, so a typo would go unseen."""
-    for name in environ:
-        if name.upper().startswith(_PREFIX) and name.upper() not in _OWN_VARIABLES:
-            section = name[len(_PREFIX) :].split("__")[0].lower()
-            # The test suite's own variables share the prefix but not the form SECTION__KEY.
-            if section.startswith("test_"):
-                continue
-            if section not in model.model_fields or "__" not in name:
-                known = ", ".join(f"{_PREFIX}{s.upper()}__…" for s in model.model_fields)
-                raise ConfigError(f"environment variable {name}: no such key; known are {known}")
-
-
-def _explain(error: Any, values: Mapping[str, Any], file: Path | None) -> str:
-    """One error of pydantic's as ``source: key: reason``."""
-    reason = "there is no such key" if error["type"] == "extra_forbidden" else error["msg"]
-    reason = reason.removeprefix("Value error, ")
-    location = [str(part) for part in error["loc"]]
-    if not location:  # it is about several sections, and names the keys itself
-        return f"configuration: {reason}"
-    key = ".".join(location)
-    section = values.get(location[0])
-    in_file = location[0] in values and (
-        len(location) < 2 or (isinstance(section, Mapping) and location[1] in section)
-    )
-    variables = {_PREFIX + "__".join(location[:n]).upper() for n in range(2, len(location) + 1)}
-    if given := sorted(variables & {name.upper() for name in os.environ}):
-        source = f"environment variable {given[-1]}"
-    elif file is not None and in_file:
-        source = str(file)
-    else:
-        source = "configuration"
-    return f"{source}: {key}: {reason}"

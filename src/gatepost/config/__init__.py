@@ -1,0 +1,31 @@
+"""Every setting, with its reason. Read once at start, frozen, and passed in: nothing here is global.
+
+`sections` says what there is, `config` puts it together, `reading` gets it from files and the environment.
+``docs/configuration.md`` is held against the sections by a test.
+"""
+
+from gatepost.config.config import Config
+from gatepost.config.reading import ConfigError
+from gatepost.config.sections import (
+    AccountsConfig,
+    DbConfig,
+    EventsConfig,
+    LogConfig,
+    PasswordsConfig,
+    SessionsConfig,
+    ThrottleConfig,
+    WebServerConfig,
+)
+
+__all__ = [
+    "AccountsConfig",
+    "Config",
+    "ConfigError",
+    "DbConfig",
+    "EventsConfig",
+    "LogConfig",
+    "PasswordsConfig",
+    "SessionsConfig",
+    "ThrottleConfig",
+    "WebServerConfig",
+]

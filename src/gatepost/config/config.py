@@ -1,0 +1,84 @@
+"""The whole configuration: all sections, and what holds between two of them."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gatepost.config import reading
+from gatepost.config.sections import (
+    AccountsConfig,
+    DbConfig,
+    EventsConfig,
+    LogConfig,
+    PasswordsConfig,
+    SessionsConfig,
+    ThrottleConfig,
+    WebServerConfig,
+)
+
+# Of its 100: some are for commands, some for the superuser.
+EMBEDDED_CONNECTIONS = 90
+
+
+def _sections_only(value: Any) -> Any:
+    if not isinstance(value, (dict, BaseModel)):
+        raise ValueError("must be an object")  # noqa: TRY004 (pydantic collects ValueErrors)
+    return value
+
+
+class Config(BaseSettings):
+    """The whole configuration.
+
+    Build it with :meth:`load`; a test or a library user may also pass sections as keywords.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=reading.PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    webserver: Annotated[WebServerConfig, BeforeValidator(_sections_only)] = WebServerConfig()
+    db: Annotated[DbConfig, BeforeValidator(_sections_only)] = DbConfig()
+    accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
+    passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
+    sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
+    throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
+    events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
+    log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
+
+    @model_validator(mode="after")
+    def _embedded_server_has_the_connections(self) -> Self:
+        most = self.webserver.workers * self.db.pool_size
+        if self.db.embedded and most > EMBEDDED_CONNECTIONS:
+            raise ValueError(
+                f"webserver.workers x db.pool_size is {most}, and the embedded Postgres has {EMBEDDED_CONNECTIONS} "
+                "connections: lower db.pool_size"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (the signature is pydantic-settings')
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what is passed: only `reading` looks at the environment."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, file: Path | None = None, *, workers: int | None = None) -> Self:
+        """Read the configuration.
+
+        ``file``: the JSON file. Without it: the one that ``GATEPOST_CONFIG`` names, else ``config.json`` in the
+        working directory where there is one, else none. ``workers``: given on the command line, before all else.
+        Raises ConfigError, naming the source and the key.
+        """
+        return reading.read(cls, file, {"webserver": {"workers": workers}} if workers else {})
