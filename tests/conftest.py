@@ -34,8 +34,8 @@ from gatepost.config import (
     WebServerConfig,
 )
 from gatepost.db import Database, Dsn
+from gatepost.driver import DriverConnection
 from gatepost.embedded import EmbeddedPostgres
-from gatepost.pool import DriverConnection
 from gatepost.server import WebServer
 from tests.documented import Documented
 

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from gatepost.pool import Dsn
+from gatepost.driver import Dsn
 
 
 class Proxy:

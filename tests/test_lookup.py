@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gatepost import pool
+from gatepost import driver, pool
 from gatepost.config import Config
 from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
@@ -189,11 +189,11 @@ async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that
     with locked(dsn, "sessions"):
         hanging = asyncio.create_task(lookup.find(first))
         # Not so long before that one fails as to be given up with it: it has a query of its own, which hangs too.
-        await asyncio.sleep(pool.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05)
+        await asyncio.sleep(driver.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05)
         began = asyncio.get_running_loop().time()
         with pytest.raises(DatabaseUnavailable):
             await lookup.find(second)
-        assert asyncio.get_running_loop().time() - began < pool.ANSWER_TIMEOUT + 0.15
+        assert asyncio.get_running_loop().time() - began < driver.ANSWER_TIMEOUT + 0.15
     with pytest.raises(DatabaseUnavailable):
         await hanging
 

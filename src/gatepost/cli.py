@@ -12,11 +12,11 @@ from gatepost.config import Config, ConfigError
 from gatepost.console import CommandError, ConfigOption, print_table
 from gatepost.credentials import MissingPepper
 from gatepost.db import reach
+from gatepost.driver import wait_for
 from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
-from gatepost.pool import wait_for
 from gatepost.server import ROUTES, WebServer
 from gatepost.transfer import commands as transfer
 from gatepost.wire import PurePythonParser

@@ -1,7 +1,6 @@
 """The database as the features see it: statements, deadlines, and what the driver's errors mean.
 
-Together with `pool` this is all that knows aiopg and psycopg2. What those do behind one's back is answered in these
-two modules, each trap with a test in `tests/test_db.py`.
+Together with `driver` this is all that knows aiopg.
 """
 
 import asyncio
@@ -18,9 +17,10 @@ import sqlalchemy as sa
 from aiopg.sa.engine import get_dialect
 
 from gatepost.config import DbConfig
+from gatepost.driver import ANSWER_TIMEOUT, DriverConnection, Dsn
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable, Problem
-from gatepost.pool import ACQUIRE_TIMEOUT, ANSWER_TIMEOUT, DriverConnection, Dsn, Pool
+from gatepost.pool import ACQUIRE_TIMEOUT, Pool
 
 __all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "naming", "reach"]
 

@@ -22,8 +22,8 @@ import sqlalchemy as sa
 
 from gatepost.config import Config
 from gatepost.db import reach
+from gatepost.driver import Dsn, cannot_connect, wait_for
 from gatepost.errors import DatabaseUnavailable
-from gatepost.pool import Dsn, cannot_connect, wait_for
 from gatepost.tables import SCHEMA, metadata
 
 # Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails

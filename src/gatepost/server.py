@@ -22,6 +22,7 @@ from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
+from gatepost.driver import ANSWER_TIMEOUT
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
@@ -32,7 +33,6 @@ from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments, openapi
 from gatepost.ops.instruments import Census
-from gatepost.pool import ANSWER_TIMEOUT
 from gatepost.recovery import handlers as recovery
 from gatepost.serving import ACCEPTS, LINGER, Stopping, serve
 from gatepost.sessions import failures, upkeep

@@ -28,11 +28,11 @@ from gatepost import metrics, schema
 from gatepost.config import Config, ConfigError
 from gatepost.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.db import Database, Dsn
+from gatepost.driver import TRY_AGAIN
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.logs import log
-from gatepost.pool import TRY_AGAIN
 from gatepost.server import Given, WebServer, api_document
 from gatepost.wire import require_parser
 

@@ -15,8 +15,8 @@ from typing import Any
 import psycopg2
 from bench.processes import descendants
 
+from gatepost.driver import Dsn
 from gatepost.embedded.binaries import copy_for_others, find_binaries
-from gatepost.pool import Dsn
 
 PASSWORD = "a-secret-of-the-fault-tests"
 START_TIMEOUT = 60.0

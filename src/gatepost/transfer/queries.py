@@ -8,7 +8,7 @@ import psycopg2
 import psycopg2.errors
 
 from gatepost.credentials import Setting, Stored, foreign
-from gatepost.pool import Dsn, cannot_connect
+from gatepost.driver import Dsn, cannot_connect
 from gatepost.transfer.lines import Refusal, dumps
 from gatepost.transfer.users import ImportedUser
 

@@ -1,0 +1,221 @@
+"""A connection to Postgres: where to, how it is made, and what it does that aiopg's does not.
+
+What aiopg and psycopg2 do behind one's back is answered here, in `pool` and in `db`; `tests/test_db.py` has a test of
+each trap.
+"""
+
+import asyncio
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiopg
+import psycopg2
+import psycopg2.extensions
+
+from gatepost.config import DbConfig
+from gatepost.embedded import Server
+from gatepost.errors import DatabaseRefuses, DatabaseUnavailable
+from gatepost.logs import log
+
+# In seconds. A client has its answer within 2, also when the database hangs, so less than that is the database's.
+# The server gives up a little before we do: its error leaves the connection usable, ours has to throw it away.
+ANSWER_TIMEOUT = 1.8
+STATEMENT_TIMEOUT = 1.6
+CONNECT_TIMEOUT = 1.0
+# Between two attempts to reach a server that is not up.
+TRY_AGAIN = 0.25
+_OPTIONS = " ".join(
+    f"-c {name}={value}"
+    for name, value in {
+        "statement_timeout": int(STATEMENT_TIMEOUT * 1000),
+        "lock_timeout": int(STATEMENT_TIMEOUT * 1000),
+        "idle_in_transaction_session_timeout": 10_000,
+        # Cancelling a request does not cancel its query; the server notices that we hung up and stops by itself.
+        "client_connection_check_interval": 1000,
+        # When the network swallows our goodbye too, the server would keep our connection for minutes or hours.
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 2,
+        "tcp_keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        "TimeZone": "UTC",
+        # Every name in our SQL is qualified; a role's own schema must not come before it.
+        "search_path": "pg_catalog",
+    }.items()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dsn:
+    """How to reach a database. ``hosts``: names, addresses or socket folders, in the order to try them."""
+
+    hosts: Sequence[str]
+    port: int
+    user: str
+    password: str = field(repr=False)
+    database: str
+    sslmode: str = "prefer"
+    sslrootcert: str | None = None
+
+    @classmethod
+    def of(cls, db: DbConfig) -> "Dsn":
+        """The configured server. Only for a ``db`` section that names a host."""
+        assert db.host is not None
+        assert db.user is not None
+        assert db.database is not None
+        return cls(
+            hosts=[h.strip() for h in db.host.split(",") if h.strip()],
+            port=db.port,
+            user=db.user,
+            password=db.password.get_secret_value() if db.password else "",
+            database=db.database,
+            sslmode=db.sslmode,
+            sslrootcert=str(db.sslrootcert) if db.sslrootcert else None,
+        )
+
+    @classmethod
+    def of_embedded(cls, server: Server) -> "Dsn":
+        """The embedded server, once it runs."""
+        return cls([server.socket_dir], server.port, server.user, server.password, server.database)
+
+    def parameters(self, host: str) -> dict[str, Any]:
+        """libpq's keywords for one of the hosts."""
+        parameters: dict[str, Any] = {
+            "host": host,
+            "port": self.port,
+            "user": self.user,
+            "password": self.password,
+            "dbname": self.database,
+            "application_name": "gatepost",
+            "sslmode": self.sslmode,
+        }
+        if self.sslrootcert:
+            parameters["sslrootcert"] = self.sslrootcert
+        if len(self.hosts) > 1:  # of several servers only the primary will do
+            parameters["target_session_attrs"] = "read-write"
+        return parameters
+
+
+async def _addresses(host: str, port: int) -> list[dict[str, str]]:
+    """Every address of a host: libpq would resolve it on the event loop, and try only what it likes."""
+    if host.startswith(("/", "@")):
+        return [{}]
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [{"hostaddr": str(address[4][0])} for address in dict.fromkeys(found)]
+
+
+class DriverConnection(aiopg.Connection):  # type: ignore[misc]
+    """aiopg's connection, and one thing more, `fetch`: a statement and its rows without what aiopg puts around them.
+
+    aiopg's cursor sets a timer of its own for each statement and turns the server's statement_timeout into a
+    CancelledError; the deadline is the caller's. (Measured: 20 of 60 us for a query that finds 16 sessions.)
+    """
+
+    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Execute in one round trip and return every row. Raises psycopg2's errors as they are.
+
+        A caller that is cancelled meanwhile leaves the connection closed.
+        """
+        self._last_usage = self._loop.time()
+        answer = self._create_waiter("fetch")
+        try:
+            cursor = self._conn.cursor()
+            cursor.execute(sql, parameters)
+            self._ready(self._weakref)
+            await answer
+        except asyncio.CancelledError:
+            self._close()
+            raise
+        finally:
+            self._waiter = None
+        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
+        return rows
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is outside of any transaction."""
+        return self._conn.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_IDLE  # type: ignore[no-any-return]
+
+
+async def connect(dsn: Dsn) -> DriverConnection:
+    """Connect to the first host and address that lets us in.
+
+    Raises DatabaseUnavailable after ``CONNECT_TIMEOUT`` for each address that does not answer.
+    """
+    failure: Exception | None = None
+    for host in dsn.hosts:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                addresses = await _addresses(host, dsn.port)
+        except (OSError, TimeoutError) as error:
+            failure = error
+            continue
+        for address in addresses:
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    connection: DriverConnection = await DriverConnection(
+                        dsn=None,
+                        **dsn.parameters(host),
+                        **address,
+                        options=_OPTIONS,
+                        keepalives_idle=10,
+                        tcp_user_timeout=int(ANSWER_TIMEOUT * 1000),
+                        timeout=ANSWER_TIMEOUT,
+                        enable_hstore=False,  # costs a query per connection
+                    )
+                    return connection
+            except (psycopg2.OperationalError, TimeoutError) as error:
+                # What a server says for good tells more than that the next one is down.
+                if failure is None or not _REFUSAL.search(str(failure)):
+                    failure = error
+    raise cannot_connect(dsn, failure) from failure
+
+
+# libpq tells no SQLSTATE of a connection that failed. A server that speaks another language than English is waited
+# for like one that is not up, and its words stand in the error all the same.
+_REFUSAL = re.compile(
+    r"authentication failed"  # 28P01, 28000
+    r"|does not exist|is not currently accepting connections"  # role, database, CA file
+    r"|is not permitted to log in|permission denied|pg_hba\.conf"
+    r"|no password supplied|authentication method|SSL was required|does not support SSL|certificate verify failed"
+)
+
+
+def cannot_connect(dsn: Dsn, failure: BaseException | None) -> DatabaseUnavailable:
+    """The error with its reason, in one line; the password is in none of libpq's messages.
+
+    DatabaseRefuses when trying again would be of no use.
+    """
+    text = " ".join(str(failure).split()) or f"no answer within {CONNECT_TIMEOUT:g} s"
+    where = f"{','.join(dsn.hosts)}:{dsn.port}"
+    kind = DatabaseRefuses if _REFUSAL.search(text) else DatabaseUnavailable
+    return kind(f"cannot connect to Postgres at {where} as {dsn.user}: {text}")
+
+
+async def wait_for(dsn: Dsn, seconds: float) -> None:
+    """Return once the database lets us in, for which one that is not up yet has so long.
+
+    Raises DatabaseRefuses at once, and DatabaseUnavailable at the end.
+    """
+    loop = asyncio.get_running_loop()
+    began, waiting = loop.time(), False
+    while True:
+        try:
+            (await connect(dsn)).close()
+        except DatabaseRefuses:
+            raise
+        except DatabaseUnavailable as error:
+            left = began + seconds - loop.time()
+            if left <= 0:
+                waited = f"; waited {seconds:g} s for it (db.start_timeout)" if waiting else ""
+                raise DatabaseUnavailable(f"{error}{waited}") from error
+            if not waiting:
+                log.warning("waiting for the database", seconds=seconds, reason=str(error))
+            waiting = True
+            await asyncio.sleep(min(TRY_AGAIN, left))
+        else:
+            if waiting:
+                log.warning("the database is up", waited=round(loop.time() - began, 1))
+            return
