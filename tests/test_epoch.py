@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
 from gatepost.credentials import Credentials, Setting
 from gatepost.db import Connection, Database, Dsn
@@ -87,7 +88,7 @@ async def a_login(world: World, name: str = "login", password: str = PASSWORD) -
 
 async def a_password_change(world: World) -> list[Step]:
     connection = await world.connection()
-    secret, _ = await accounts.find_secret(connection, world.user_id, [])
+    secret, _ = await passwords.find_secret(connection, world.user_id, [])
     assert secret
     assert secret.setting
     setting = secret.setting
@@ -97,11 +98,11 @@ async def a_password_change(world: World) -> list[Step]:
     async def change() -> None:
         await run(connection, "BEGIN")
         with contextlib.suppress(Problem, sessions.SettingChanged):
-            await accounts.change_password(
+            await passwords.change_password(
                 connection,
                 world.user_id,
                 origin,
-                current=accounts.Current(setting, digest),
+                current=passwords.Current(setting, digest),
                 new=new,
                 token_hash=hash_token(world.token("changed")),
             )

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from gatepost import events, schema, throttle
 from gatepost.accounts import handlers as accounts
+from gatepost.admin import events_handlers as admin_events
 from gatepost.admin import handlers as admin
-from gatepost.admin import record
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -68,7 +68,7 @@ PUBLIC_ROUTES = [
     *forward_auth.routes,
     *ops.routes,
 ]
-OPERATOR_ROUTES = [*ops.operator_routes, *admin.routes, *record.routes]
+OPERATOR_ROUTES = [*ops.operator_routes, *admin.routes, *admin_events.routes]
 """What `webserver.operator_port` moves to an address of its own."""
 ROUTES = PUBLIC_ROUTES + OPERATOR_ROUTES
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from gatepost.accounts import policy, profile, queries
+from gatepost.accounts import password_queries, policy, profile, queries
 from gatepost.errors import (
     ForeignOrigin,
     LastAdmin,
@@ -158,7 +158,7 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     async def attempt() -> datetime:
         async with _checked(request, session, asked.current) as current:
             return await database.write(
-                queries.change_password,
+                password_queries.change_password,
                 session.user_id,
                 origin,
                 current=current,
@@ -191,7 +191,7 @@ async def delete(request: web.Request, session: Session) -> web.Response:
     async def attempt() -> None:
         async with _checked(request, session, asked.password) as current:
             origin = _origin(request, session)
-            await request.app[DATABASE].write(queries.delete, session.user_id, origin, current=current)
+            await request.app[DATABASE].write(password_queries.delete, session.user_id, origin, current=current)
 
     await _unless_changed(attempt)
     response = json_response(Done(status="success"))
@@ -208,17 +208,17 @@ async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def _checked(request: web.Request, session: Session, password: str) -> AsyncIterator[queries.Current]:
+async def _checked(request: web.Request, session: Session, password: str) -> AsyncIterator[password_queries.Current]:
     """What SQL needs to decide whether this is the user's password. An attempt at it is taken from the throttles."""
     database, credentials = request.app[DATABASE], request.app[CREDENTIALS]
     buckets = request.app[THROTTLE].for_password(session.user_id)
-    secret, taken = await database.read(queries.find_secret, session.user_id, buckets)
+    secret, taken = await database.read(password_queries.find_secret, session.user_id, buckets)
     if secret is None:
         raise Unauthorized
     setting = secret.setting or credentials.dummy(secret.canonical)
     async with given_back_unless_judged(database, taken):
         digest = await while_connected(request, credentials.digest(setting, password))
-        yield queries.Current(setting, digest, taken)
+        yield password_queries.Current(setting, digest, taken)
 
 
 @operation(dict[str, Any])

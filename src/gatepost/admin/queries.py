@@ -287,51 +287,6 @@ async def unlock(connection: Connection, user_id: str, ranges: Sequence[tuple[by
     return row is not None
 
 
-class EventFilter(NamedTuple):
-    """Which events to list; None asks for nothing. From ``since``, up to but without ``until``."""
-
-    user: str | None = None
-    kind: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-
-# By time first: numbers rise with it too, but who asks for last year would walk past all of this year's.
-_EVENTS = Statement("""
-    SELECT id, at, kind, user_id::text, actor_id::text, session_handle::text, host(ip), user_agent, detail
-    FROM gatepost.events
-    WHERE (CAST(:before_at AS timestamptz) IS NULL OR (at, id) < (:before_at, :before_id))
-        AND (CAST(:user AS uuid) IS NULL OR user_id = :user)
-        AND (CAST(:kind AS text) IS NULL OR kind = :kind)
-        AND (CAST(:since AS timestamptz) IS NULL OR at >= :since)
-        AND (CAST(:until AS timestamptz) IS NULL OR at < :until)
-    ORDER BY at DESC, id DESC LIMIT :most
-""")
-
-
-class Event(NamedTuple):
-    """A row of the record."""
-
-    id: int
-    at: datetime
-    kind: str
-    user_id: str | None
-    actor_id: str | None
-    session_handle: str | None
-    ip: str | None
-    user_agent: str | None
-    detail: dict[str, Any]
-
-
-async def events(
-    connection: Connection, which: EventFilter, *, before: tuple[datetime, int] | None, most: int
-) -> list[Event]:
-    """Up to ``most`` events, the newest first, beginning before the one of this time and number."""
-    at, number = before or (None, None)
-    rows = await _EVENTS.all(connection, before_at=at, before_id=number, most=most, **which._asdict())
-    return [Event(*row) for row in rows]
-
-
 def _reset(reset: Reset | None) -> dict[str, Any]:
     return {
         "code_hash": hash_code(reset.code) if reset else None,

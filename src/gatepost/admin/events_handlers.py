@@ -8,7 +8,7 @@ from aiohttp import web
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from gatepost.admin import cursor, queries
+from gatepost.admin import cursor, events_queries
 from gatepost.admin.handlers import Limit
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded_for
@@ -67,9 +67,9 @@ class EventPage(TypedDict):
 async def list_events(request: web.Request, _session: Session) -> web.Response:
     """What happened, a page at a time, the newest first."""
     asked = read_query(request, Which)
-    which = queries.EventFilter(asked.user, asked.kind, asked.since, asked.until)
+    which = events_queries.Filter(asked.user, asked.kind, asked.since, asked.until)
     before = cursor.event(asked.cursor)
-    found = await request.app[DATABASE].read(queries.events, which, before=before, most=asked.limit + 1)
+    found = await request.app[DATABASE].read(events_queries.page, which, before=before, most=asked.limit + 1)
     shown = found[: asked.limit]
     following = cursor.before_event(shown[-1].at, shown[-1].id) if len(found) > len(shown) else None
     documents = [EventDocument(**{**event._asdict(), "at": timestamp(event.at)}) for event in shown]  # type: ignore[typeddict-item]
