@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gatepost import background
 from gatepost.config import Config, SessionsConfig
 from gatepost.db import Database, Dsn
 from gatepost.sessions import upkeep
@@ -173,7 +174,7 @@ async def test_expired_sessions_are_swept_in_small_batches_and_live_ones_stay(
 ) -> None:
     token = await log_in(client)
     expired(dsn, 25)
-    monkeypatch.setattr(upkeep, "BATCH", 10)
+    monkeypatch.setattr(background, "BATCH", 10)
     with count_round_trips() as sent:
         await upkeep.sweep(database)
     assert len(sent) == 3

@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gatepost.errors import Problem
+from gatepost.jitter import jitter
 from gatepost.logs import log
 
-# No secret; of our own, since whoever seeds the common one means to have it.
-_random = random.Random()  # noqa: S311
+# Rows in one statement: a lock held for milliseconds.
+BATCH = 1000
 
 
 @contextlib.asynccontextmanager
@@ -24,7 +24,7 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
 
     async def again_and_again() -> None:
         while True:
-            await asyncio.sleep(seconds * _random.uniform(0.9, 1.1))
+            await asyncio.sleep(jitter(seconds, 0.9, 1.1))
             try:
                 await work()
             except Problem as problem:
@@ -39,3 +39,15 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def in_batches(work: Callable[[int], Awaitable[int]]) -> int:
+    """Do ``work(most)``, which deals with up to ``most`` rows and says with how many, until few are left.
+
+    With how many rows in all.
+    """
+    done, batch = 0, BATCH
+    while batch == BATCH:
+        batch = await work(BATCH)
+        done += batch
+    return done

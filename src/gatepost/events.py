@@ -2,10 +2,9 @@
 
 import contextlib
 
+from gatepost.background import in_batches
 from gatepost.db import Connection, Database, NotPermitted, Statement
 
-# Rows in one statement: a lock held for milliseconds.
-BATCH = 1000
 _LOCK = 0x67617465_65766E74  # "gateevnt"
 
 _SWEEP = Statement("""
@@ -18,8 +17,8 @@ _SWEEP = Statement("""
 """)
 
 
-async def _sweep_batch(connection: Connection, retention: int) -> int:
-    return len(await _SWEEP.all(connection, retention=retention, lock=_LOCK, most=BATCH))
+async def _sweep_batch(connection: Connection, retention: int, most: int) -> int:
+    return len(await _SWEEP.all(connection, retention=retention, lock=_LOCK, most=most))
 
 
 async def sweep(database: Database, retention: int) -> int:
@@ -28,9 +27,6 @@ async def sweep(database: Database, retention: int) -> int:
     Does nothing where our role may not delete events: their end is then another's business. Raises
     DatabaseUnavailable.
     """
-    swept, batch = 0, BATCH
     with contextlib.suppress(NotPermitted):
-        while batch == BATCH:
-            batch = await database.write(_sweep_batch, retention)
-            swept += batch
-    return swept
+        return await in_batches(lambda most: database.write(_sweep_batch, retention, most))
+    return 0

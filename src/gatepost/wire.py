@@ -7,7 +7,6 @@ unfinished and at no other time: a request that arrives whole, as nearly all do,
 import asyncio
 import logging
 import math
-import random
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
@@ -19,14 +18,13 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gatepost.admission import Admission, admissible, network
 from gatepost.config import Config, WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
+from gatepost.jitter import jitter
 from gatepost.web import QuietLogger, add_common_headers, render
 
 T = TypeVar("T")
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
-# No secret; of our own, since whoever seeds the common one means to have it.
-_random = random.Random()  # noqa: S311
 
 
 class PurePythonParser(Exception):
@@ -119,7 +117,7 @@ class Connection(RequestHandler):
 
     def _allow(self, seconds: float) -> None:
         # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
-        self._receive_by = self._loop.time() + seconds * (1 - _SPREAD * _random.random())
+        self._receive_by = self._loop.time() + jitter(seconds, 1 - _SPREAD, 1)
         self._arm(self._receive_by)
 
     def pause_writing(self) -> None:

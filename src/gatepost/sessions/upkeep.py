@@ -1,12 +1,11 @@
 """What sessions need now and then: when each was last seen, and an end for those that have expired."""
 
+from gatepost.background import BATCH, in_batches
 from gatepost.db import Database
 from gatepost.sessions import queries
 
 # Seconds between two rounds, of either.
 INTERVAL = 60.0
-# Rows in one statement: a lock held for milliseconds.
-BATCH = 1000
 _SWEEP_LOCK = 0x67617465_73776570  # "gateswep"
 
 
@@ -34,8 +33,4 @@ class LastSeen:
 
 async def sweep(database: Database) -> int:
     """Delete expired sessions in small batches until few are left; how many. Raises DatabaseUnavailable."""
-    swept, batch = 0, BATCH
-    while batch == BATCH:
-        batch = await database.write(queries.sweep_sessions, _SWEEP_LOCK, BATCH)
-        swept += batch
-    return swept
+    return await in_batches(lambda most: database.write(queries.sweep_sessions, _SWEEP_LOCK, most))
