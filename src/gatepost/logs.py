@@ -61,6 +61,19 @@ log: structlog.stdlib.BoundLogger = structlog.wrap_logger(
 """Our own logger: ``log.info("what happened", key=value)``. It writes through `logging`, whoever sets that up."""
 
 
+class OneWarning:
+    """A warning that is given once, however often there is cause for it."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def give(self, what: str) -> None:
+        """Log it, the first time."""
+        if not self._given:
+            self._given = True
+            log.warning(what)
+
+
 @contextlib.contextmanager
 def to_stderr(config: LogConfig) -> Iterator[None]:
     """Write this process's lines to stderr for as long as the block lasts; at its end those that wait are written."""

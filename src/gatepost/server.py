@@ -27,7 +27,7 @@ from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.forward_auth import handlers as forward_auth
 from gatepost.listen import bind
-from gatepost.logs import log
+from gatepost.logs import OneWarning, log
 from gatepost.metrics import Metrics
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
@@ -49,9 +49,9 @@ from gatepost.web import (
     DATABASE,
     MAX_BODY,
     METRICS,
-    PASSED_OVER,
     STOPPING,
     THROTTLE,
+    UNTRUSTED_PROXY,
     cors,
     mount,
     problems,
@@ -111,7 +111,7 @@ class WebServer:
         self.operators = self._application(OPERATOR_ROUTES, observer) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
-        self._share(PASSED_OVER, [])
+        self._share(UNTRUSTED_PROXY, OneWarning())
         self._share(STOPPING, self.stopping)
         self.app[ops.DOCUMENT] = api_document()
         self.app[ops.FOR_OPERATORS] = False

@@ -27,7 +27,7 @@ from gatepost.errors import (
     Problem,
     UnsupportedMediaType,
 )
-from gatepost.logs import log
+from gatepost.logs import OneWarning
 from gatepost.metrics import Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.serving import Stopping
@@ -39,7 +39,7 @@ STOPPING = web.AppKey("stopping", Stopping)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 METRICS = web.AppKey("metrics", Metrics)
 THROTTLE = web.AppKey("throttle", Throttle)
-PASSED_OVER = web.AppKey("passed_over", list[str])
+UNTRUSTED_PROXY = web.AppKey("untrusted_proxy", OneWarning)
 
 MAX_BODY = 8192
 MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size
@@ -286,10 +286,11 @@ def client_ip(request: web.Request) -> str | None:
     if not forwarded:
         return str(peer)
     trusted = request.app[CONFIG].webserver.trusted_proxies
-    if not trusted and peer.is_private and not (noted := request.app[PASSED_OVER]):
+    if not trusted and peer.is_private:
         # A proxy of our own that is not trusted makes all its clients one, and each of them can shut the others out.
-        noted.append(hdrs.X_FORWARDED_FOR)
-        log.warning("X-Forwarded-For of a private address is not believed: a proxy for webserver.trusted_proxies?")
+        request.app[UNTRUSTED_PROXY].give(
+            "X-Forwarded-For of a private address is not believed: a proxy for webserver.trusted_proxies?"
+        )
     return str(addresses.client(peer, forwarded, trusted))
 
 
