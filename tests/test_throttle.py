@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 
 import psycopg2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gatepost import throttle
 from gatepost.config import ThrottleConfig
@@ -110,14 +112,27 @@ async def test_who_is_refused_by_one_bucket_takes_nothing_from_another_also_when
     assert rows(dsn, taken, shared.key) == [(5,)]
 
 
-async def test_no_two_that_take_from_the_same_buckets_in_another_order_wait_for_each_other(
+async def test_no_two_that_share_some_of_their_buckets_wait_for_each_other(
     database: Database, other_node: Database
 ) -> None:
     many = Limit("many", 10_000, 1)
     buckets = [bucket(str(number), many) for number in range(6)]
-    orders = [buckets[n % 6 :] + buckets[: n % 6] for n in range(60)]
-    took = await asyncio.gather(*(passes((database, other_node)[n % 2], *order) for n, order in enumerate(orders)))
+    shares = [sorted(buckets[n % 6 :] + buckets[: n % 3]) for n in range(60)]
+    took = await asyncio.gather(*(passes((database, other_node)[n % 2], *share) for n, share in enumerate(shares)))
     assert all(took)
+
+
+@given(name=st.text(), place=st.none() | st.text(min_size=1), user_id=st.uuids().map(str), key=st.binary(max_size=32))
+def test_buckets_come_in_the_order_of_their_keys_and_a_login_takes_from_the_accounts_own_first(
+    name: str, place: str | None, user_id: str, key: bytes
+) -> None:
+    it = Throttle(ThrottleConfig(), key)
+    login = it.for_login(name, place)
+    of_user, of_place = (it.for_password, it.for_rename), (it.for_registration, it.for_code)
+    for buckets in (login, *(of(user_id) for of in of_user), *(of(place) for of in of_place)):
+        keys = [b.key for b in buckets]
+        assert keys == sorted(set(keys))
+    assert login[0].limit == it.account
 
 
 async def test_what_is_given_back_can_be_taken_again(database: Database) -> None:
@@ -278,8 +293,8 @@ def test_each_kind_of_attempt_and_each_subject_has_a_bucket_of_its_own() -> None
     it, here, there = Throttle(ThrottleConfig(), b"k" * 32), "203.0.113.0/24", "198.51.100.0/24"
     buckets = [
         *(b for name in ("ada", "bob") for b in it.for_login(name, None)),
-        *(b for name in ("ada", "bob") for place in (here, there) for b in it.for_login(name, place)[1:2]),
-        *(b for place in (here, there) for b in it.for_login("ada", place)[2:]),
+        *(b for name in ("ada", "bob") for place in (here, there) for b in it.for_login(name, place)[2:]),
+        *(b for place in (here, there) for b in it.for_login("ada", place)[1:2]),
         *it.for_password("1"),
         *it.for_password("2"),
         *(b for place in (here, there) for b in [*it.for_registration(place), *it.for_code(place)]),

@@ -9,7 +9,7 @@ from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, Unauthorized, WrongPassword
 from gatepost.sessions.queries import SettingChanged
-from gatepost.throttle import Bucket, Taken, given_back, judge, parameters
+from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 
 class Secret(NamedTuple):
@@ -27,9 +27,9 @@ class Current(NamedTuple):
     taken: Taken = Taken()
 
 
-_FIND_SECRET = Statement("""
+_FIND_SECRET = Statement(f"""
     SELECT t.*, u.canonical, p.setting, p.pepper, p.norm
-    FROM gatepost.take(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[])) t
+    FROM {TAKE} t
         LEFT JOIN gatepost.users u ON u.id = :id LEFT JOIN gatepost.passwords p ON p.user_id = u.id
 """)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement
 from gatepost.errors import InvalidCode
-from gatepost.throttle import Bucket, Taken, given_back, judge, parameters
+from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 
 def hash_code(code: str) -> bytes:
@@ -14,9 +14,9 @@ def hash_code(code: str) -> bytes:
     return hashlib.sha256(code.encode()).digest()
 
 
-_FIND_RESET = Statement("""
+_FIND_RESET = Statement(f"""
     SELECT t.*, c.canonical
-    FROM gatepost.take(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[])) t LEFT JOIN (
+    FROM {TAKE} t LEFT JOIN (
         SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
         WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
     ) c ON true
