@@ -5,19 +5,21 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gatepost.credentials.alphabets import (
+    from_adapted_base64,
+    from_base64,
+    from_bcrypt_base64,
+    to_adapted_base64,
+    to_base64,
+)
 from gatepost.credentials.kinds import (
     MAX_DIGEST_BYTES,
     MAX_SALT_BYTES,
     Bcrypt,
     InvalidSetting,
     Kind,
-    from_adapted_base64,
-    from_base64,
-    from_bcrypt_base64,
     parse,
     setting_of,
-    to_adapted_base64,
-    to_base64,
 )
 from gatepost.credentials.password import RAW, Setting, Stored
 

@@ -5,7 +5,6 @@ costs are beyond the limits is refused before anything is computed. Every `deriv
 """
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
@@ -15,6 +14,15 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 import bcrypt
 from argon2.low_level import Type, hash_secret_raw
+
+from gatepost.credentials.alphabets import (
+    from_adapted_base64,
+    from_base64,
+    from_bcrypt_base64,
+    to_adapted_base64,
+    to_base64,
+    to_bcrypt_base64,
+)
 
 SALT_BYTES = 16
 DIGEST_BYTES = 32
@@ -37,41 +45,6 @@ class InvalidSetting(ValueError):
 def _at_most(what: str, value: int, limit: int) -> None:
     if not 1 <= value <= limit:
         raise InvalidSetting(f"{what} must be 1 to {limit}")
-
-
-def to_base64(data: bytes) -> str:
-    """Standard base64 without padding, as PHC strings have it."""
-    return binascii.b2a_base64(data, newline=False).rstrip(b"=").decode()
-
-
-def from_base64(text: str) -> bytes:
-    """The bytes of it. Raises ValueError."""
-    return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
-
-
-def to_adapted_base64(data: bytes) -> str:
-    """passlib's: with ``.`` for ``+``."""
-    return to_base64(data).replace("+", ".")
-
-
-def from_adapted_base64(text: str) -> bytes:
-    """The bytes of it. Raises ValueError."""
-    return from_base64(text.replace(".", "+"))
-
-
-_PLAIN = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-_BCRYPT = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
-_to_bcrypt, _from_bcrypt = str.maketrans(_PLAIN, _BCRYPT), str.maketrans(_BCRYPT, _PLAIN)
-
-
-def to_bcrypt_base64(data: bytes) -> str:
-    """bcrypt's: an alphabet of its own."""
-    return to_base64(data).translate(_to_bcrypt)
-
-
-def from_bcrypt_base64(text: str) -> bytes:
-    """The bytes of it; the last character's unused bits, which some systems set, are dropped."""
-    return from_base64(text.translate(_from_bcrypt))
 
 
 @dataclass(frozen=True, slots=True)
