@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from gatepost.server import api_document
+from gatepost.routes import api_document
 
 Json = dict[str, Any]
 

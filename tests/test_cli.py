@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from gatepost.db import Dsn
+from gatepost.routes import ROUTES
 from gatepost.schema import newest
-from gatepost.server import ROUTES
 from tests.conftest import PASSWORD, rows
 from tests.gatepost_process import gatepost, running
 from tests.test_server import environment_of

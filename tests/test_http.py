@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatepost.config import Config, WebServerConfig
-from gatepost.server import ROUTES
+from gatepost.routes import ROUTES
 from tests.conftest import PASSWORD, Client, StartServer, log_in
 from tests.test_bad_input import exchange, judge, raw
 

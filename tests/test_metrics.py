@@ -19,7 +19,8 @@ from gatepost.config import Config
 from gatepost.db import Database, Dsn
 from gatepost.metrics import BUCKETS, Metrics
 from gatepost.ops import instruments
-from gatepost.server import ROUTES, WebServer
+from gatepost.routes import ROUTES
+from gatepost.server import WebServer
 from gatepost.sessions import upkeep
 from tests.conftest import (
     PASSWORD,

@@ -25,7 +25,7 @@ from gatepost.errors import Forbidden, ForeignOrigin, Problem
 from gatepost.ops import openapi
 from gatepost.ops.handlers import ping
 from gatepost.ops.refusals import BODY
-from gatepost.server import ROUTES, api_document
+from gatepost.routes import ROUTES, api_document
 from gatepost.sessions.guard import GUARDED
 from gatepost.web import set_common_headers
 from tests.conftest import Client

@@ -15,7 +15,8 @@ from gatepost.config import Config
 from gatepost.db import Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.ops.handlers import _is_from_here
-from gatepost.server import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, WebServer
+from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
+from gatepost.server import WebServer
 from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows
 from tests.documented import Documented
 from tests.gatepost_process import gatepost, running

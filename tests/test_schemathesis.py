@@ -23,7 +23,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerConfig
 from gatepost.db import Dsn
-from gatepost.server import WebServer, api_document
+from gatepost.routes import api_document
+from gatepost.server import WebServer
 from gatepost.web import _CODES
 from tests.conftest import CHEAP, PASSWORD, UNLIMITED, PostgresServer, db_config, rows
 from tests.documented import Documented

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gatepost.db import Dsn
-from gatepost.server import ROUTES
+from gatepost.routes import ROUTES
 from tests.conftest import rows
 from tests.gatepost_process import Process, gatepost, running
 from tests.test_server import CHEAP, OPEN, environment_of

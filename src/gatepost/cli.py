@@ -17,7 +17,8 @@ from gatepost.embedded import EmbeddedError
 from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
-from gatepost.server import ROUTES, WebServer
+from gatepost.routes import ROUTES
+from gatepost.server import WebServer
 from gatepost.transfer import commands as transfer
 from gatepost.wire import PurePythonParser
 

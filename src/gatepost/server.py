@@ -1,4 +1,4 @@
-"""The server: an app, its engine, and the features mounted on it. The only module that knows them all."""
+"""The server: an app with the routes mounted on it, its engine, and the parts that handlers find in the app."""
 
 import asyncio
 import contextlib
@@ -7,16 +7,13 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
 from gatepost import events, schema, throttle
-from gatepost.accounts import handlers as accounts
-from gatepost.admin import events_handlers as admin_events
-from gatepost.admin import handlers as admin
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -25,19 +22,16 @@ from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.driver import ANSWER_TIMEOUT
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
-from gatepost.forward_auth import handlers as forward_auth
 from gatepost.listen import bind
 from gatepost.logs import OneWarning, log
 from gatepost.metrics import Metrics
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
-from gatepost.ops import instruments, openapi
+from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
-from gatepost.recovery import handlers as recovery
+from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.serving import ACCEPTS, LINGER, Stopping, serve
 from gatepost.sessions import failures, upkeep
-from gatepost.sessions import handlers as sessions
-from gatepost.sessions import own as own_sessions
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
 from gatepost.sessions.lookup import Lookup
@@ -60,28 +54,10 @@ from gatepost.web import (
 from gatepost.welcome import welcome
 from gatepost.wire import Runner, require_parser
 
-PUBLIC_ROUTES = [
-    *sessions.routes,
-    *own_sessions.routes,
-    *accounts.routes,
-    *recovery.routes,
-    *forward_auth.routes,
-    *ops.routes,
-]
-OPERATOR_ROUTES = [*ops.operator_routes, *admin.routes, *admin_events.routes]
-"""What `webserver.operator_port` moves to an address of its own."""
-ROUTES = PUBLIC_ROUTES + OPERATOR_ROUTES
-
 # Seconds after which a process that shares its metrics writes down those that it is asked for.
 LOOK = 5.0
 
 T = TypeVar("T")
-
-
-@cache
-def api_document() -> str:
-    """What `/openapi.json` answers. The routes are always the same, so it is made once."""
-    return openapi.render(ROUTES)
 
 
 class Given(NamedTuple):

@@ -33,7 +33,8 @@ from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.logs import log
-from gatepost.server import Given, WebServer, api_document
+from gatepost.routes import api_document
+from gatepost.server import Given, WebServer
 from gatepost.wire import require_parser
 
 # Seconds without a sign of life after which a worker is killed and replaced.
