@@ -8,6 +8,7 @@ import typer
 
 from gatepost import logs, names, schema
 from gatepost.admin import commands as admin
+from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
 from gatepost.console import CommandError, ConfigOption, print_table
 from gatepost.credentials import MissingPepper
@@ -31,6 +32,7 @@ app = typer.Typer(
 user = typer.Typer(help="Users: see them, add, change and delete them, import and export.", no_args_is_help=True)
 app.add_typer(user, name="user")
 admin.register(user)
+admin_sessions.register(user)
 transfer.register(user)
 
 

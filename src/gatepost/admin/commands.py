@@ -19,11 +19,8 @@ from gatepost.console import CommandError, ConfigOption, JsonOption, print_json,
 from gatepost.credentials import Credentials
 from gatepost.db import Database
 from gatepost.names import MAX_ROLES, ROLE, canonical
-from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
-from gatepost.sessions.session import SessionDocument, timestamp
-from gatepost.throttle import Throttle
+from gatepost.sessions.session import timestamp
 
-_REVOCATION = Revocation("admin", OPERATOR.id, OPERATOR.ip, OPERATOR.user_agent, OPERATOR.by)
 _BATCH = 1000
 
 NameArgument = Annotated[str, typer.Argument(help="The username.")]
@@ -122,7 +119,7 @@ def list_users(
 def show(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
     """Show a user."""
     settings = Config.load(config)
-    user = with_database(settings, lambda database: _find(database, name))
+    user = with_database(settings, lambda database: find(database, name))
     if as_json:
         print_json({"user": user.record()})
         return
@@ -148,7 +145,7 @@ def set_roles(
     if roles or none:
         user = _change(settings, name, queries.Change(roles=_judged(roles or [])))
     else:
-        user = with_database(settings, lambda database: _find(database, name))
+        user = with_database(settings, lambda database: find(database, name))
     if as_json:
         print_json({"user": user.record()})
     else:
@@ -182,11 +179,11 @@ def delete(
 ) -> None:
     """Delete a user and all that belongs to it; the name becomes free. The events stay, without the name."""
     settings = Config.load(config)
-    user = with_database(settings, lambda database: _find(database, name))
+    user = with_database(settings, lambda database: find(database, name))
     if not yes:
         typer.confirm(f"Delete {user.username} ({user.id})?", abort=True, err=True)
     if not with_database(settings, lambda database: database.write(queries.delete, user.id, OPERATOR)):
-        raise _unknown(name)
+        raise unknown(name)
     if as_json:
         print_json({"status": "success"})
     else:
@@ -199,75 +196,29 @@ def start_reset(name: NameArgument, config: ConfigOption = None, *, as_json: Jso
     reset = _new_reset(settings)
 
     async def work(database: Database) -> tuple[Managed, datetime | None]:
-        user = await _find(database, name)
+        user = await find(database, name)
         return user, await database.write(queries.start_reset, user.id, reset, OPERATOR)
 
     user, expires_at = with_database(settings, work)
     if expires_at is None:
-        raise _unknown(name)
+        raise unknown(name)
     if as_json:
         print_json(_reset_document(reset, expires_at))
     else:
         _say_reset(user.username, reset, expires_at)
 
 
-def list_sessions(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """List a user's live sessions, the newest first."""
-    settings = Config.load(config)
-
-    async def work(database: Database) -> list[SessionDocument]:
-        user = await _find(database, name)
-        return await database.read(sessions_of, user.id, settings.sessions.idle_timeout)
-
-    sessions = with_database(settings, work)
-    if as_json:
-        print_json({"sessions": sessions})
-        return
-    rows = [
-        (
-            s["handle"],
-            s["created_at"][:19],
-            s["last_seen_at"][:19],
-            s["expires_at"][:19],
-            s["ip"] or "",
-            s["user_agent"] or "",
-        )
-        for s in sessions
-    ]
-    print_table(["handle", "created", "last seen", "expires", "ip", "user agent"], rows)
+async def find(database: Database, name: str) -> Managed:
+    """The user of this name. Raises CommandError, InvalidName, DatabaseUnavailable."""
+    user = await database.read(queries.find, canonical(name))
+    if user is None:
+        raise unknown(name)
+    return user
 
 
-def sign_out(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """End every session of a user, also one that is just being opened."""
-    settings = Config.load(config)
-
-    async def work(database: Database) -> int:
-        user = await _find(database, name)
-        return await database.write(end_all_sessions_of, user.id, _REVOCATION)
-
-    ended = with_database(settings, work)
-    if as_json:
-        print_json({"ended": ended})
-    else:
-        say(f"Ended {ended} session{'' if ended == 1 else 's'}.")
-
-
-def unlock(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:
-    """Let a user try again at once whose attempts at a password are used up."""
-    settings = Config.load(config)
-
-    async def work(database: Database) -> Managed:
-        user = await _find(database, name)
-        ranges = (await Throttle.open(settings.throttle, database)).of_account(user.canonical, user.id)
-        if not await database.write(queries.unlock, user.id, ranges, OPERATOR):
-            raise _unknown(name)
-        return user
-
-    user = with_database(settings, work)
-    if as_json:
-        print_json({"status": "success"})
-    else:
-        say(f"{user.username} can try again.")
+def unknown(name: str) -> CommandError:
+    """What is said of a name that nobody has."""
+    return CommandError(f"there is no user {name!r}")
 
 
 def register(user: typer.Typer) -> None:
@@ -280,9 +231,6 @@ def register(user: typer.Typer) -> None:
     user.command("enable")(enable)
     user.command("delete")(delete)
     user.command("reset")(start_reset)
-    user.command("sessions")(list_sessions)
-    user.command("sign-out")(sign_out)
-    user.command("unlock")(unlock)
 
 
 def _judged(roles: Sequence[str]) -> list[str]:
@@ -294,25 +242,14 @@ def _judged(roles: Sequence[str]) -> list[str]:
     return in_order(list(roles))
 
 
-async def _find(database: Database, name: str) -> Managed:
-    user = await database.read(queries.find, canonical(name))
-    if user is None:
-        raise _unknown(name)
-    return user
-
-
-def _unknown(name: str) -> CommandError:
-    return CommandError(f"there is no user {name!r}")
-
-
 def _change(settings: Config, name: str, what: queries.Change) -> Managed:
     async def work(database: Database) -> Managed | None:
-        user = await _find(database, name)
+        user = await find(database, name)
         return await database.write(queries.change, user.id, what, OPERATOR)
 
     changed = with_database(settings, work)
     if changed is None:
-        raise _unknown(name)
+        raise unknown(name)
     return changed
 
 
