@@ -1,12 +1,4 @@
-"""Several processes that serve one address, under gunicorn: its arbiter forks workers and looks after them.
-
-The arbiter makes the database ready, once for all of them, keeps an embedded one running, and holds the address.
-
-The workers accept from one listening socket. With one each (SO_REUSEPORT, gunicorn's ``reuse_port``) connections
-spread just as evenly (measured: 14 to 18 of 32 here, 13 to 19 there), but those that a worker has not yet accepted
-are lost when it ends. asyncio accepts all that wait in one turn, so that one worker of two got 28 to 32 of 32: here
-it accepts one a turn.
-"""
+"""What is run: everything is made ready here, before the first fork, and gunicorn told how to go on."""
 
 import asyncio
 import contextlib
@@ -18,17 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from aiohttp.worker import GunicornWebWorker
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
-from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from gatepost import metrics, schema
 from gatepost.config import Config, ConfigError
 from gatepost.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.db import Database, Dsn
-from gatepost.driver import TRY_AGAIN
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
@@ -36,11 +24,11 @@ from gatepost.logs import log
 from gatepost.routes import api_document
 from gatepost.server import Given, WebServer
 from gatepost.wire import require_parser
+from gatepost.workers.arbiter import Arbiter
+from gatepost.workers.worker import Worker
 
 # Seconds without a sign of life after which a worker is killed and replaced.
 HUNG = 30
-# Between two signs of life.
-_BEAT = 1.0
 
 
 class _Log(Logger):  # type: ignore[misc] # gunicorn has no types
@@ -49,109 +37,6 @@ class _Log(Logger):  # type: ignore[misc] # gunicorn has no types
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
         self.error_log.propagate = True
-
-
-class _Worker(GunicornWebWorker):
-    """Serves as one process does, with its share of the hashing, until the arbiter tells it to stop or is gone."""
-
-    config: Config  # it was forked with
-    slot = 0  # among the workers of this configuration, from 0
-    lifeline = -1  # reads end of file as soon as the arbiter ends, or all workers are to
-
-    async def _run(self) -> None:
-        self.server: WebServer = self.wsgi(self.slot)
-        self.loop.add_reader(self.lifeline, self._stop)
-        beating = asyncio.create_task(self._beat())
-        try:
-            await self._serve()
-        except Exception:  # noqa: BLE001 (gunicorn would print its text, which may quote a statement)
-            log.exception("a worker cannot serve")
-            self.exit_code = 1 if self.booted else Arbiter.WORKER_BOOT_ERROR
-        finally:
-            beating.cancel()
-
-    async def _serve(self) -> None:
-        waiting = False
-        while not self.server.stopping.begun:
-            try:
-                await self.server.serve(self.sockets[0], self._ready, accepts=1)
-            except DatabaseUnavailable as error:
-                # It was there when the arbiter looked. The others get along without it for a time, and so do we.
-                if self.booted:
-                    raise
-                if not waiting:
-                    log.warning("waiting for the database", reason=str(error))
-                waiting = True
-                await self.server.stopping.unless(asyncio.sleep(TRY_AGAIN))
-
-    def _ready(self) -> None:
-        self.booted = True
-        if self.age == self.config.webserver.workers:  # the last of the first
-            port = self.sockets[0].getsockname()[1]
-            print(self.server.welcome(port), flush=True)  # noqa: T201
-
-    async def _beat(self) -> None:
-        while True:
-            self.notify()
-            await asyncio.sleep(_BEAT)
-
-    def handle_exit(self, *_: object) -> None:
-        """SIGTERM."""
-        self._stop()
-
-    def handle_quit(self, *_: object) -> None:
-        """SIGQUIT, SIGINT: leave everything as it is."""
-        os._exit(0)
-
-    def _stop(self) -> None:
-        self.loop.remove_reader(self.lifeline)
-        try:
-            leaving = os.read(self.lifeline, 1) == b""
-        except BlockingIOError:  # the arbiter goes on, without this one
-            leaving = False
-        orphan = os.getppid() != self.ppid
-        delay = self.server.config.webserver.shutdown_delay if leaving and not orphan else 0.0
-        self.server.stopping.begin(leaving=leaving, delay=delay)
-
-
-class _Arbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's, with an embedded Postgres to look after."""
-
-    def __init__(self, app: "Workers") -> None:
-        super().__init__(app)
-        self.LISTENERS = [sock for sock in (app.sock, app.operators) if sock is not None]
-
-    def signal(self, sig: int, frame: object) -> None:
-        """Whoever says SIGTERM twice means it."""
-        again = sig == signal.SIGTERM and self.app.stopping
-        super().signal(signal.SIGQUIT if again else sig, frame)
-
-    def stop(self, graceful: bool = True) -> None:
-        """End all workers."""
-        self.app.let_go()
-        super().stop(graceful)
-
-    def reap_workers(self) -> None:
-        """See who has ended. One that could not boot ends all; while that is under way, a second one is no news."""
-        try:
-            super().reap_workers()
-        except HaltServer:
-            if not self.app.stopping:
-                raise
-
-    def murder_workers(self) -> None:
-        """Once a second, and whenever a child has ended."""
-        self.app.keep_postgres()
-        super().murder_workers()
-
-    def handle_hup(self) -> None:
-        """Replace all workers, by ones that have read the configuration again."""
-        if self.app.read_again():
-            super().handle_hup()
-
-    def handle_usr2(self) -> None:
-        """gunicorn would start a second arbiter; ours has the address and the embedded Postgres to itself."""
-        log.warning("SIGUSR2 is passed over: start another Gatepost and stop this one")
 
 
 class Workers(BaseApplication):  # type: ignore[misc]
@@ -174,7 +59,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         memory = Path("/dev/shm")  # noqa: S108 (unlinked at once; a heartbeat must not wait for a disk)
         settings = {
             "workers": webserver.workers,
-            "worker_class": _Worker,
+            "worker_class": Worker,
             "worker_tmp_dir": str(memory) if os.access(memory, os.W_OK) else None,
             "timeout": HUNG,
             # They end by themselves in time; this is for one that hangs.
@@ -224,7 +109,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
             gc.freeze()
             self._lifeline, self._hold = os.pipe()
             os.set_blocking(self._lifeline, False)
-            _Arbiter(self).run()
+            Arbiter(self).run()
 
     def let_go(self) -> None:
         """Tell the workers that all of them are to end, and not just to be replaced."""
@@ -270,18 +155,18 @@ class Workers(BaseApplication):  # type: ignore[misc]
         asyncio.run(look())
         return dsn
 
-    def _before_fork(self, arbiter: Any, worker: _Worker) -> None:
+    def _before_fork(self, arbiter: Any, worker: Worker) -> None:
         # Those of a configuration that was read before are about to go.
         taken = {other.slot for other in arbiter.WORKERS.values() if other.config is self.config}
         worker.config = self.config
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         worker.lifeline = self._lifeline
 
-    def _in_worker(self, _arbiter: Any, _worker: _Worker) -> None:
+    def _in_worker(self, _arbiter: Any, _worker: Worker) -> None:
         os.close(self._hold)
         self._hold = -1
 
-    def _after_worker(self, _arbiter: Any, worker: _Worker) -> None:
+    def _after_worker(self, _arbiter: Any, worker: Worker) -> None:
         metrics.worker_ended(worker.pid)
 
     def _forget(self, folder: Path, arbiter: int) -> None:
