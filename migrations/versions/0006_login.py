@@ -13,8 +13,11 @@ serves_from = "0001"
 # enable_seqscan: a plan is kept, also one that was made when the tables were nearly empty. enable_bitmapscan: only a
 # plain index scan remembers which entries are dead, and who signs in often leaves many between two vacuums.
 
-# Takes from the throttles first; the first of `keys` is the account's own bucket. That one is passed over where the
-# account has signed in before from the same place: only strangers share it.
+# The first of `keys` is the account's own bucket. It is passed over where the account has signed in before from the
+# same place: only strangers share it.
+#
+# The same is looked up for nobody's name as for somebody's: behind a refusal there is no hash that would hide the
+# difference.
 _FIND_SETTING = """
 CREATE FUNCTION gatepost.find_setting(
     name text, from_place bytea, keys bytea[], bursts integer[], everys float8[],
@@ -22,17 +25,18 @@ CREATE FUNCTION gatepost.find_setting(
     OUT setting text, OUT pepper text, OUT norm text
 ) LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
 DECLARE
-    is_known boolean;
+    nobody CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
+    account uuid;
 BEGIN
-    SELECT p.setting, p.pepper, p.norm, k.place IS NOT NULL INTO setting, pepper, norm, is_known
-    FROM gatepost.users u
-        LEFT JOIN gatepost.passwords p ON p.user_id = u.id
-        LEFT JOIN gatepost.known_places k ON k.user_id = u.id AND k.place = from_place
-    WHERE u.canonical = name;
-    IF is_known THEN
+    SELECT u.id INTO account FROM gatepost.users u WHERE u.canonical = name;
+    account := coalesce(account, nobody);
+    PERFORM FROM gatepost.known_places k WHERE k.user_id = account AND k.place = from_place;
+    IF FOUND THEN
         keys[1] := NULL;
     END IF;
     SELECT t.* INTO refusing, seconds, taken, last FROM gatepost.take(keys, bursts, everys) t;
+    SELECT p.setting, p.pepper, p.norm INTO setting, pepper, norm
+    FROM gatepost.passwords p WHERE p.user_id = account AND refusing IS NULL;
 END
 $$
 """
