@@ -428,6 +428,21 @@ async def test_a_right_current_password_costs_nothing_nor_does_a_new_one_that_wi
     assert await wrong_current(client, token) == 403
 
 
+async def test_the_last_administrators_right_password_costs_nothing_though_the_account_stays(
+    client: Client, dsn: Dsn, ada: dict[str, Any]
+) -> None:
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}'")
+    headers = {"Authorization": await sign_in(client)}
+
+    async def leave(password: str) -> int:
+        async with client.delete("/account", json={"password": password}, headers=headers) as answer:
+            return answer.status
+
+    assert [await leave(PASSWORD) for _ in range(25)] == [409] * 25
+    assert [await leave("not hers") for _ in range(21)] == [403] * 20 + [429]
+    assert await leave(PASSWORD) == 429
+
+
 async def test_registrations_are_counted_for_a_place(config: Config, start_server: StartServer, dsn: Dsn) -> None:
     client = await start_server(limited(config, registration_burst=3))
 

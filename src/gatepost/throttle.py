@@ -16,7 +16,7 @@ from gatepost import addresses
 from gatepost.config import ThrottleConfig
 from gatepost.db import Connection, Database, Statement
 from gatepost.deployment import deployment_key
-from gatepost.errors import DatabaseUnavailable, InvalidBody, TooManyAttempts, Unavailable
+from gatepost.errors import DatabaseUnavailable, InvalidBody, LastAdmin, TooManyAttempts, Unavailable
 
 KEY_BYTES = 16
 
@@ -214,10 +214,14 @@ async def give_back(connection: Connection, taken: Taken) -> None:
 
 @contextlib.asynccontextmanager
 async def given_back_unless_judged(database: Database, taken: Taken) -> AsyncIterator[None]:
-    """Give back the attempts that come to no judgement: or an overload would lock everybody out."""
+    """Give back the attempts that come to no judgement: or an overload would lock everybody out.
+
+    And those of the last administrator, whose password was right: the statement that would have given them back was
+    undone as a whole.
+    """
     try:
         yield
-    except (Unavailable, InvalidBody) as problem:
+    except (Unavailable, InvalidBody, LastAdmin) as problem:
         if taken.buckets and not isinstance(problem, DatabaseUnavailable):
             with contextlib.suppress(DatabaseUnavailable):
                 await database.write(give_back, taken)
