@@ -96,6 +96,28 @@ def test_a_place_is_a_24_of_ipv4_and_a_56_of_ipv6(address: str, place: str) -> N
     assert addresses.place(ip(address)) == place
 
 
+@pytest.mark.parametrize(
+    ("address", "trusted", "many"),
+    [
+        ("127.0.0.1", [], True),
+        ("172.17.0.1", [], True),
+        ("fd00::5", [], True),
+        ("93.184.216.34", [], False),
+        ("2606:2800:220:1::1", [], False),
+        # Who has named the proxies has clients everywhere else, also in the own house.
+        ("10.0.0.1", TRUSTED, True),
+        ("2001:db8:1::5", TRUSTED, True),
+        ("127.0.0.1", TRUSTED, False),
+        ("172.17.0.1", TRUSTED, False),
+        ("93.184.216.34", TRUSTED, False),
+    ],
+)
+def test_everybody_may_be_behind_a_named_proxys_own_address_and_behind_a_private_one_where_none_is_named(
+    address: str, trusted: list[addresses.Network], many: bool
+) -> None:
+    assert addresses.may_be_many(ip(address), trusted) is many
+
+
 def trusting(config: Config, *networks: str) -> Config:
     webserver = config.webserver.model_validate({"port": 0, "trusted_proxies": networks})
     return config.model_copy(update={"webserver": webserver})

@@ -227,11 +227,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     it.go_on.set()
 
 
-async def admitted(hasher: hashing.Hasher, kind: Kind, most: int = 50) -> tuple[list[asyncio.Task[Any]], Overloaded]:
+async def admitted(
+    hasher: hashing.Hasher, kind: Kind, most: int = 50, *, place: str | None = None
+) -> tuple[list[asyncio.Task[Any]], Overloaded]:
     """Ask for hashes until one is refused."""
     tasks: list[asyncio.Task[Any]] = []
     while len(tasks) < most:
-        task = asyncio.create_task(hasher.derive(kind, b""))
+        task = asyncio.create_task(hasher.derive(kind, b"", place))
         await asyncio.sleep(0)
         if task.done():
             refused = task.exception()
@@ -299,6 +301,88 @@ async def test_a_cancelled_caller_gives_its_place_away_and_is_not_hashed(held: H
     held.go_on.set()
     await asyncio.wait(tasks)
     assert held.begun == [kinds[0], kinds[2], kinds[3]]
+    hasher.close()
+
+
+OURS = with_salt("$argon2id$v=19$m=8192,t=1,p=1", bytes(16))
+
+
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hashes are computed when this is set, and not before."""
+    it, honest = threading.Event(), hashing.derive
+
+    def derive(kind: Kind, secret: bytes) -> hashing.Derived:
+        assert it.wait(20)
+        return honest(kind, secret)
+
+    monkeypatch.setattr(hashing, "derive", derive)
+    yield it
+    it.set()
+
+
+async def test_each_place_leaves_as_much_of_the_queue_free_as_it_has_and_the_next_one_gets_in(
+    go_on: threading.Event,
+) -> None:
+    hasher = hashing.Hasher(1, 11, 60)
+    tasks = []
+    for place, fit in (("a", 6), ("b", 3), ("c", 2), ("d", 1), ("e", 0), (None, 0)):
+        if fit:
+            hasher.demand_room(place)
+        of_place, _ = await admitted(hasher, OURS, place=place)
+        with pytest.raises(Overloaded):
+            hasher.demand_room(place)
+        assert len(of_place) == fit, place
+        tasks += of_place
+    go_on.set()
+    assert {derived.digest for derived in await asyncio.gather(*tasks)} == {OURS.derive(b"")}
+    assert hasher._of_places == {}
+    hasher.close()
+
+
+async def test_what_a_place_has_had_or_given_up_counts_no_longer(go_on: threading.Event) -> None:
+    hasher = hashing.Hasher(1, 11, 60)
+    for _ in range(2):
+        go_on.clear()
+        tasks, _ = await admitted(hasher, OURS, place="a")
+        assert len(tasks) == 6
+        for task in tasks[1:]:
+            task.cancel()
+        await asyncio.wait(tasks[1:])
+        more, _ = await admitted(hasher, OURS, place="a")
+        assert len(more) == 5
+        go_on.set()
+        await asyncio.gather(tasks[0], *more)
+    hasher.close()
+
+
+async def test_who_is_no_place_may_fill_the_queue_and_an_idle_thread_is_for_whoever_comes(
+    go_on: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "cores", lambda: 3)
+    for threads, queue, place, fit in ((1, 11, None, 12), (3, 1, "a", 3), (3, 1, None, 4)):
+        go_on.clear()
+        hasher = hashing.Hasher(threads, queue, 60)
+        tasks, _ = await admitted(hasher, OURS, place=place)
+        assert len(tasks) == fit
+        go_on.set()
+        await asyncio.gather(*tasks)
+        hasher.close()
+
+
+async def test_of_the_time_that_may_be_waited_a_place_has_no_more_than_it_leaves_either(held: Held) -> None:
+    hasher = hashing.Hasher(1, 100, 2.0)
+    held.seconds = {"argon2": 0.5}
+    held.go_on.set()
+    await hasher.derive(OURS, b"")
+    held.go_on.clear()
+    tasks = []
+    for place, fit in (("a", 3), ("b", 1), (None, 1)):  # half a second each: 1.5, 0.5 and what is over
+        of_place, _ = await admitted(hasher, OURS, place=place)
+        assert len(of_place) == fit, place
+        tasks += of_place
+    held.go_on.set()
+    await asyncio.gather(*tasks)
     hasher.close()
 
 

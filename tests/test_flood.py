@@ -5,16 +5,34 @@ import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg2
 import pytest
 
-from gatepost.config import Config
+from gatepost.config import Config, ThrottleConfig
+from gatepost.credentials import Credentials, hashing
+from gatepost.credentials.hashing import Derived
+from gatepost.credentials.kinds import Kind
 from gatepost.db import Dsn
 from gatepost.web import CREDENTIALS
-from tests.conftest import PASSWORD, UNLIMITED, Client, StartServer, eventually, log_in, register, rows, status_of
+from tests.conftest import (
+    CHEAP,
+    PASSWORD,
+    UNLIMITED,
+    Client,
+    CountRoundTrips,
+    StartServer,
+    eventually,
+    log_in,
+    register,
+    rows,
+    status_of,
+)
+from tests.test_addresses import trusting
 from tests.test_bad_input import exchange, raw
+from tests.test_imported_hashes import put
 
 SECONDS = 3.0
 WRONG = {"username": "nobody", "password": "not the password"}
@@ -103,3 +121,139 @@ async def test_a_refused_login_costs_the_database_nothing(
             assert answer.status == 503
             assert answer.headers["Retry-After"] == "1"
     assert sent == []
+
+
+# ----------------------------------------------------------------------------------- shares of the queue
+
+# A queue of 12 and one thread: a place may have 7 of the 13, since it leaves 6 then.
+QUEUE, SHARE = 12, 7
+
+
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """While this is not set, hashes are begun and not finished."""
+    it, honest = threading.Event(), hashing.derive
+
+    def derive(kind: Kind, secret: bytes) -> Derived:
+        assert it.wait(10)
+        return honest(kind, secret)
+
+    it.set()
+    monkeypatch.setattr(hashing, "derive", derive)
+    yield it
+    it.set()
+
+
+@pytest.fixture
+def hashed_for(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The place of every hash that is asked for."""
+    places: list[str | None] = []
+    honest = hashing.Hasher.derive
+
+    async def derive(self: hashing.Hasher, kind: Kind, secret: bytes, place: str | None = None) -> Derived:
+        places.append(place)
+        return await honest(self, kind, secret, place)
+
+    monkeypatch.setattr(hashing.Hasher, "derive", derive)
+    return places
+
+
+def shared(config: Config, *trusted: str, **throttle: Any) -> Config:
+    passwords = config.passwords.model_copy(
+        update={"threads": 1, "queue": QUEUE, "queue_timeout": 60.0, "iterations": 2}
+    )
+    limits = ThrottleConfig.model_validate({**UNLIMITED.model_dump(), **throttle})
+    return trusting(config, *trusted).model_copy(update={"passwords": passwords, "throttle": limits})
+
+
+async def flood(client: Client, ips: list[str], fit: int) -> list[asyncio.Task[int]]:
+    """Ask for more than the queue holds; those that are admitted, when all others have been refused."""
+
+    async def attempt(number: int) -> int:
+        headers = {"X-Forwarded-For": ips[number % len(ips)]}
+        async with client.post("/user", json=WRONG, headers=headers) as answer:
+            if answer.status == 503:
+                assert (await answer.json())["code"] == "overloaded"
+                assert int(answer.headers["Retry-After"]) >= 1
+            return answer.status
+
+    tasks = [asyncio.create_task(attempt(number)) for number in range(QUEUE + 5)]
+    await eventually(lambda: sum(task.done() for task in tasks) >= len(tasks) - fit)
+    assert {task.result() for task in tasks if task.done()} == {503}
+    admitted = [task for task in tasks if not task.done()]
+    assert len(admitted) == fit
+    return admitted
+
+
+@pytest.mark.parametrize(
+    "ips", [["203.0.113.5", "203.0.113.77"], ["2001:db8:0:aa00::1", "2001:db8:0:aaff::9"]], ids=["IPv4", "IPv6"]
+)
+async def test_a_place_that_floods_the_queue_keeps_itself_out_and_nobody_else_whatever_is_hashed(
+    config: Config,
+    start_server: StartServer,
+    dsn: Dsn,
+    go_on: threading.Event,
+    hashed_for: list[str | None],
+    count_round_trips: CountRoundTrips,
+    ips: list[str],
+) -> None:
+    weaker = Credentials(CHEAP, b"k" * 32)
+    put(dsn, "ivy", await weaker.create(PASSWORD))  # and is hashed anew when she signs in
+    weaker.close()
+    client = await start_server(shared(config, "127.0.0.0/8"))
+    for name in ("ada", "bob", "eve"):
+        await register(client, name)
+    tokens = {name: await log_in(client, name) for name in ("ada", "bob")}
+    rows(
+        dsn,
+        "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at) "
+        "SELECT id, sha256('code'), now() + interval '1 hour' FROM gatepost.users WHERE canonical = 'eve'",
+    )
+    new = "a better horse and battery"
+    asked: dict[str, tuple[str, str, dict[str, str], str, int]] = {
+        "log in": ("POST", "/user", {"username": "ivy", "password": PASSWORD}, "", 200),
+        "register": ("POST", "/account", {"username": "grace", "password": PASSWORD}, "", 201),
+        "new password": ("PUT", "/account/password", {"current": PASSWORD, "new": new}, tokens["ada"], 200),
+        "redeem": ("POST", "/account/password/redeem", {"code": "code", "new": new}, "", 200),
+        "leave": ("DELETE", "/account", {"password": PASSWORD}, tokens["bob"], 200),
+    }
+
+    async def ask(what: str, ip: str) -> int:
+        method, path, body, token, _ = asked[what]
+        headers = {"X-Forwarded-For": ip} | ({"Authorization": token} if token else {})
+        async with client.request(method, path, json=body, headers=headers) as answer:
+            return answer.status
+
+    hashed_for.clear()
+    go_on.clear()
+    admitted = await flood(client, ips, SHARE)
+    with count_round_trips() as sent:
+        assert await ask("log in", ips[0]) == 503
+    assert sent == []
+    for what in asked:
+        assert await ask(what, ips[0]) == 503, what
+    # Each from a place of its own: five that leave one another room.
+    others = {what: asyncio.create_task(ask(what, f"198.51.{n}.7")) for n, what in enumerate(asked)}
+    await eventually(lambda: hasher_of(client).waiting == SHARE - 1 + len(others))
+    go_on.set()
+    assert {what: await task for what, task in others.items()} == {what: of[-1] for what, of in asked.items()}
+    assert {await task for task in admitted} == {401}
+    assert None not in hashed_for
+    assert hashed_for.count("198.51.0.0/24") == hashed_for.count("198.51.2.0/24") == 2, "the old one and the new"
+    assert await ask("register", ips[0]) == 409, "it may ask again"
+    await eventually(lambda: hasher_of(client)._of_places == {})
+
+
+@pytest.mark.parametrize(
+    ("trusted", "exempt", "ip"),
+    [([], [], "203.0.113.5"), (["127.0.0.0/8"], [], ""), (["127.0.0.0/8"], ["203.0.113.0/24"], "203.0.113.5")],
+    ids=["a proxy that nobody has named", "a proxy that says nothing", "an own backend"],
+)
+async def test_who_may_stand_for_everybody_may_have_the_whole_queue(
+    config: Config, start_server: StartServer, go_on: threading.Event, trusted: list[str], exempt: list[str], ip: str
+) -> None:
+    client = await start_server(shared(config, *trusted, exempt=exempt))
+    go_on.clear()
+    admitted = await flood(client, [ip], QUEUE + 1)
+    go_on.set()
+    assert {await task for task in admitted} == {401}

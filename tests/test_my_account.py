@@ -183,10 +183,10 @@ async def test_a_password_that_changes_under_every_attempt_is_503_and_nothing_is
 ) -> None:
     check = Credentials.check
 
-    async def meanwhile(self: Credentials, setting: Setting, password: str) -> Any:
+    async def meanwhile(self: Credentials, setting: Setting, password: str, place: str | None) -> Any:
         changed = setting.phc.replace("t=1", "t=3") if "t=1" in setting.phc else setting.phc.replace("t=3", "t=1")
         await asyncio.to_thread(rows, dsn, f"UPDATE gatepost.passwords SET setting = '{changed}'")
-        return await check(self, setting, password)
+        return await check(self, setting, password, place)
 
     monkeypatch.setattr(Credentials, "check", meanwhile)
     status, body = await change(client, token)

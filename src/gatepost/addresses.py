@@ -65,6 +65,15 @@ def within(address: Address, networks: Collection[Network]) -> bool:
     return any(address.version == network.version and address in network for network in networks)
 
 
+def may_be_many(address: Address, trusted: Collection[Network]) -> bool:
+    """Whether it may be a proxy's own, behind which everybody is.
+
+    One of these networks, where a proxy did not say whose request it brings; and while none is trusted, any private
+    address: there, proxies stand that nobody has named.
+    """
+    return within(address, trusted) if trusted else address.is_private
+
+
 def place(address: Address) -> str:
     """The network that guessing is counted by: IPv4 /24, IPv6 /56.
 

@@ -294,6 +294,15 @@ def client_ip(request: web.Request) -> str | None:
     return str(addresses.client(peer, forwarded, trusted))
 
 
+def hashing_place(request: web.Request) -> str | None:
+    """Whose share of the queue of hashes a request takes from; None for nobody's, where that would be everybody's."""
+    ip = client_ip(request)
+    address = addresses.parse(ip) if ip else None
+    if address is None or addresses.may_be_many(address, request.app[CONFIG].webserver.trusted_proxies):
+        return None
+    return request.app[THROTTLE].place_of(ip)
+
+
 def user_agent(request: web.Request) -> str | None:
     """The client's own words about itself, cut to 256 characters that Postgres takes."""
     text = request.headers.get(hdrs.USER_AGENT)

@@ -29,7 +29,17 @@ from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 from gatepost.throttle import given_back_unless_judged, take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, client_ip, json_response, read_body, user_agent
+from gatepost.web import (
+    CONFIG,
+    CREDENTIALS,
+    DATABASE,
+    THROTTLE,
+    client_ip,
+    hashing_place,
+    json_response,
+    read_body,
+    user_agent,
+)
 from gatepost.wire import while_connected
 
 T = TypeVar("T")
@@ -67,7 +77,9 @@ async def register(request: web.Request) -> web.Response:
     database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
     taken = await database.read(take, throttle.for_registration(throttle.place_of(ip)))
     async with given_back_unless_judged(database, taken):
-        password = await while_connected(request, request.app[CREDENTIALS].create(asked.password))
+        password = await while_connected(
+            request, request.app[CREDENTIALS].create(asked.password, hashing_place(request))
+        )
     user = await database.write(queries.create, username, compared, password, ip=ip, user_agent=user_agent(request))
     return json_response(Registered(user=user.public()), status=201)
 
@@ -162,7 +174,9 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
                 session.user_id,
                 origin,
                 current=current,
-                new=await while_connected(request, request.app[CREDENTIALS].create(asked.new)),
+                new=await while_connected(
+                    request, request.app[CREDENTIALS].create(asked.new, hashing_place(request))
+                ),
                 token_hash=hash_token(token),
                 place=throttle.known_place(throttle.place_of(origin.ip)),
             )
@@ -217,7 +231,7 @@ async def _checked(request: web.Request, session: Session, password: str) -> Asy
         raise Unauthorized
     setting = secret.setting or credentials.dummy(secret.canonical)
     async with given_back_unless_judged(database, taken):
-        digest = await while_connected(request, credentials.digest(setting, password))
+        digest = await while_connected(request, credentials.digest(setting, password, hashing_place(request)))
         yield password_queries.Current(setting, digest, taken)
 
 

@@ -153,7 +153,11 @@ class PasswordsConfig(_Section):
         None, ge=1, le=256, description="Hashes computed at once; never more than cores. Default: the cores."
     )
     queue: int = Field(
-        100, ge=1, le=10000, description="Hashes that may wait for a thread; one more is answered 503."
+        100,
+        ge=1,
+        le=10000,
+        description="Hashes that may wait for a thread; one more is answered 503. "
+        "No place has more of them than it leaves free.",
     )
     queue_timeout: float = Field(
         2.0, gt=0, le=60, description="Seconds that a hash may wait; what would wait longer is answered 503 at once."

@@ -53,7 +53,8 @@ class Checked(NamedTuple):
 class Credentials:
     """Makes and checks digests, a bounded number at a time, off the event loop.
 
-    ``key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it.
+    ``key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it. A ``place`` is
+    whom a hash is for, and has a share of the queue; None for what has none.
     """
 
     def __init__(self, config: PasswordsConfig, key: bytes) -> None:
@@ -88,9 +89,9 @@ class Credentials:
         """What one hash takes at most: of the stored kinds that which takes most."""
         return self._population.memory_kib
 
-    def demand_room(self) -> None:
+    def demand_room(self, place: str | None = None) -> None:
         """Raise Overloaded if a password that came now would not be hashed: before anything is done for it."""
-        self.hasher.demand_room()
+        self.hasher.demand_room(place)
 
     def close(self) -> None:
         """Stop the threads; what waits for one is dropped."""
@@ -133,23 +134,23 @@ class Credentials:
         wanted = (ours.memory_kib, ours.iterations, ours.parallelism)
         return costs != wanted and all(has <= wants for has, wants in zip(costs, wanted, strict=True))
 
-    async def create(self, password: str) -> Stored:
+    async def create(self, password: str, place: str | None = None) -> Stored:
         """Hash a new password. Raises InvalidPassword, Overloaded."""
         salt = secrets.token_bytes(SALT_BYTES)
         kind = replace(self._costs, salt=salt)
         setting = Setting(setting_of(kind), self._pepper)
-        derived = await self._derive(setting, kind, prepare(password))
+        derived = await self._derive(setting, kind, prepare(password), place)
         return Stored(setting, derived.digest)
 
-    async def digest(self, setting: Setting, password: str) -> bytes:
+    async def digest(self, setting: Setting, password: str, place: str | None = None) -> bytes:
         """The digest that a given password has under a stored setting.
 
         Whatever is given, one hash is computed: text that cannot be a password gets a digest that matches nothing,
         and so does a setting that is refused. Raises Overloaded when more wait than may.
         """
-        return (await self.check(setting, password)).digest
+        return (await self.check(setting, password, place)).digest
 
-    async def check(self, setting: Setting, password: str) -> Checked:
+    async def check(self, setting: Setting, password: str, place: str | None = None) -> Checked:
         """As `digest`, for a login: with the moment at which all lost ones are answered."""
         if self._database is not None and self._population.stale:
             self._population.looked()
@@ -162,14 +163,14 @@ class Credentials:
             log.warning("a stored password has a setting that is refused", reason=str(error))
             setting, secret = self.dummy(setting.phc), None
             kind = parse(setting.phc)
-        derived = await self._derive(setting, kind, secret or b"-")
+        derived = await self._derive(setting, kind, secret or b"-", place)
         digest = derived.digest if secret is not None else secrets.token_bytes(DIGEST_BYTES)
         return Checked(digest, self._population.failure_due(kind, derived))
 
-    async def _derive(self, setting: Setting, kind: Kind, secret: bytes) -> Derived:
+    async def _derive(self, setting: Setting, kind: Kind, secret: bytes, place: str | None) -> Derived:
         key = None
         if setting.pepper is not None and (key := self._peppers.get(setting.pepper)) is None:
             # Another node has the new pepper already, or this one lost the old: we cannot know, so no 401.
             raise Unavailable("the pepper of this password is not configured on this node")
-        derived = await self.hasher.derive(kind, secret)
+        derived = await self.hasher.derive(kind, secret, place)
         return derived._replace(digest=hmac.digest(key, derived.digest, "sha256")) if key else derived

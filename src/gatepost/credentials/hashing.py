@@ -58,11 +58,20 @@ def derive(kind: Kind, secret: bytes) -> Derived:
 _WEIGHT = 0.2
 
 
+class Load(NamedTuple):
+    """Hashes that are admitted, and the seconds that they are expected to take, one after the other."""
+
+    hashes: int = 0
+    seconds: float = 0.0
+
+
 class Hasher:
     """A bounded number of hashes at a time, off the event loop, and none that would begin too late.
 
     ``queue``: how many may wait for a thread. ``timeout``: seconds that one may wait, by what is expected of those
-    before it.
+    before it. While all threads are busy, a *place* has no more of either than it leaves free, so n of them that want
+    all they can get leave one (n+1)th: the rule of dynamic thresholds (Choudhury and Hahne, IEEE/ACM Transactions on
+    Networking 6(2), 1998).
     """
 
     def __init__(self, threads: int | None, queue: int, timeout: float) -> None:
@@ -76,6 +85,7 @@ class Hasher:
         self._lock = threading.Lock()  # a thread counts its work out, the event loop counts in
         self._admitted = 0
         self._expected = 0.0  # seconds that all of them will take, one after the other
+        self._of_places: dict[str, Load] = {}  # of those that have hashes here
         self._rates: dict[str, float] = {}  # seconds for a unit of `Kind.work`, by family
 
     def close(self) -> None:
@@ -97,22 +107,26 @@ class Hasher:
         """Seconds until a hash would begin that came now, by estimate; until a first one is done, none is known."""
         return self._expected / self.threads if self._admitted >= self.threads else 0.0
 
-    def demand_room(self) -> None:
-        """Raise Overloaded if a hash that came now would be refused; with the time until those here now are done."""
-        if self._admitted >= self._most or self.wait > self._timeout:
+    def demand_room(self, place: str | None = None) -> None:
+        """Raise Overloaded if a hash that came now would be refused; with the time until those here now are done.
+
+        ``place``: who it is for; None has no share that could be used up.
+        """
+        if self._admitted < self.threads:
+            return
+        hashes, seconds = self._of_places.get(place, Load()) if place else Load()
+        if hashes >= self._most - self._admitted or seconds / self.threads > self._timeout - self.wait:
             raise Overloaded(self.wait)
 
-    async def derive(self, kind: Kind, secret: bytes) -> Derived:
+    async def derive(self, kind: Kind, secret: bytes, place: str | None = None) -> Derived:
         """Compute one; not at all when the caller is cancelled before its turn. Raises Overloaded."""
-        self.demand_room()
+        self.demand_room(place)
         expected = self._rates.get(kind.family, 0.0) * kind.work
-        with self._lock:
-            self._admitted += 1
-            self._expected += expected
+        self._count(1, expected, place)
         asked = time.monotonic()
         work = self._pool.submit(derive, kind, secret)
         # When the work is over: which is not when a cancelled caller stops waiting for it, if it has begun.
-        work.add_done_callback(lambda _: self._count_out(expected))
+        work.add_done_callback(lambda _: self._count(-1, -expected, place))
         derived = await asyncio.wrap_future(work)
         self.hashes += 1
         self.seconds += derived.seconds
@@ -122,7 +136,11 @@ class Hasher:
         self._rates[kind.family] = before + (rate - before) * _WEIGHT
         return derived
 
-    def _count_out(self, expected: float) -> None:
+    def _count(self, hashes: int, seconds: float, place: str | None) -> None:
         with self._lock:
-            self._admitted -= 1
-            self._expected = self._expected - expected if self._admitted else 0.0
+            self._admitted += hashes
+            self._expected = self._expected + seconds if self._admitted else 0.0
+            if place:
+                before = self._of_places.pop(place, Load())
+                if left := before.hashes + hashes:
+                    self._of_places[place] = Load(left, before.seconds + seconds)

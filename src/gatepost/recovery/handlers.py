@@ -15,6 +15,7 @@ from gatepost.web import (
     DATABASE,
     THROTTLE,
     client_ip,
+    hashing_place,
     json_response,
     read_body,
     user_agent,
@@ -47,7 +48,7 @@ async def redeem(request: web.Request) -> web.Response:
         raise InvalidCode
     async with given_back_unless_judged(database, taken):
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-        new = await while_connected(request, request.app[CREDENTIALS].create(asked.new))
+        new = await while_connected(request, request.app[CREDENTIALS].create(asked.new, hashing_place(request)))
     await database.write(
         queries.redeem,
         code_hash,

@@ -26,7 +26,17 @@ from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
 from gatepost.throttle import given_back_unless_judged
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, client_ip, json_response, read_body, user_agent
+from gatepost.web import (
+    CONFIG,
+    CREDENTIALS,
+    DATABASE,
+    THROTTLE,
+    client_ip,
+    hashing_place,
+    json_response,
+    read_body,
+    user_agent,
+)
 from gatepost.wire import while_connected
 
 
@@ -97,13 +107,14 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     )
     ip = client_ip(request)
     place = throttle.place_of(ip)
-    credentials.demand_room()  # a flood does not even reach the database
+    queued_for = hashing_place(request)
+    credentials.demand_room(queued_for)  # a flood does not even reach the database
     entry = queries.Entry(name, throttle.known_place(place), throttle.for_login(name, place))
     # A read, since running it twice does no harm.
     stored, taken = await database.read(queries.find_setting, entry)
     setting = stored or credentials.dummy(name)
     async with given_back_unless_judged(database, taken):
-        digest, failure_due = await while_connected(request, credentials.check(setting, login.password))
+        digest, failure_due = await while_connected(request, credentials.check(setting, login.password, queued_for))
     token = str(uuid.uuid4())
     attempt = queries.Attempt(name, setting, digest, hash_token(token), ip, user_agent(request), entry.place, taken)
     opened = await database.write(
@@ -115,7 +126,7 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     elif credentials.is_weaker(setting):
         # The session is open: that the better hash can wait for the next login must not undo it.
         with contextlib.suppress(Problem, InvalidPassword):
-            stronger = await while_connected(request, credentials.create(login.password))
+            stronger = await while_connected(request, credentials.create(login.password, queued_for))
             await database.write(queries.rehash, opened.user.id, digest, stronger)
     return token, opened
 
