@@ -15,6 +15,7 @@ from gatepost.db import Dsn
 from gatepost.errors import Overloaded
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
+from gatepost.web import METRICS
 from tests.conftest import PASSWORD, Client, CountRoundTrips, StartServer, log_in, register, rows, status_of
 from tests.test_addresses import trusting
 from tests.test_throttle import later
@@ -366,7 +367,8 @@ async def test_refused_attempts_are_counted_by_what_stands_in_their_way(
         await guess(client, ip=ip)
     for _ in range(3):
         await status_of(client, "00000000-0000-4000-8000-000000000000")
-    text = await (await client.get("/metrics")).text()
+    assert client.app is not None
+    text = client.app[METRICS].render().decode()
     counted = dict(re.findall(r'gatepost_throttled_total\{what="(\w+)"\} (\d+)', text))
     assert counted == {"place": "2", "account": "3", "lookup": "2"}
     assert 'gatepost_logins_total{outcome="throttled"} 5' in text

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from gatepost.config import Config
@@ -17,9 +17,13 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.ops.handlers import _is_from_here
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
 from gatepost.server import WebServer
+from gatepost.web import CONFIG
 from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows
 from tests.documented import Documented
 from tests.gatepost_process import gatepost, running
+from tests.test_addresses import trusting
+from tests.test_forward_auth import free_port, program, send
+from tests.test_forward_auth import running as proxy_running
 from tests.test_server import environment_of, refuses
 
 FOR_OPERATORS = {("GET", "/metrics"), ("GET", "/health/live"), ("GET", "/health/ready")} | {
@@ -125,8 +129,12 @@ async def test_an_initializer_that_fails_gives_the_operators_address_back(config
 
 def asking(peer: object, **headers: str) -> web.Request:
     transport = SimpleNamespace(get_extra_info=lambda _: peer)
-    named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return cast("web.Request", SimpleNamespace(transport=transport, headers=named))
+    named = CIMultiDict({"Host": "localhost:8000"})
+    named.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return cast(
+        "web.Request",
+        SimpleNamespace(transport=transport, headers=named, version=HttpVersion11, app={CONFIG: Config()}),
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,6 +154,21 @@ def asking(peer: object, **headers: str) -> web.Request:
             (("127.0.0.1", 1), {name: "10.0.0.1"}, False)
             for name in ("X_Forwarded_For", "x_real_ip", "FORWARDED", "Via", "X_Forwarded_Proto", "X_Forwarded_Host")
         ),
+        *(
+            (("127.0.0.1", 1), {"Host": host}, True)
+            for host in ("localhost", "LOCALHOST:1", "127.0.0.1", "127.9.9.9:8000", "[::1]", "[::1]:8000")
+        ),
+        *(
+            (("127.0.0.1", 1), {"Host": host}, False)
+            for host in (
+                "",
+                "sso.example",
+                "sso.example:8000",
+                "10.0.0.1:8000",
+                "localhost.example",
+                "127.0.0.1.example",
+            )
+        ),
     ],
 )
 def test_metrics_are_for_programs_on_this_machine(peer: Any, headers: dict[str, str], is_from_here: bool) -> None:
@@ -156,6 +179,54 @@ async def test_through_a_proxy_metrics_are_not_found(client: Client) -> None:
     async with client.get("/metrics", headers={"X-Forwarded-For": "127.0.0.1"}) as answer:
         assert answer.status == 404
         assert (await answer.json())["code"] == "not_found"
+
+
+BARE = {
+    "nginx": "location / { proxy_pass http://127.0.0.1:%d; }",
+    "nginx, by name": "location / { proxy_pass http://localhost:%d; }",
+    "nginx, kept alive": """location / {
+        proxy_pass http://127.0.0.1:%d; proxy_http_version 1.1; proxy_set_header Host $http_host; }""",
+    "Caddy": "reverse_proxy 127.0.0.1:%d",
+}
+
+
+@pytest.mark.parametrize("name", BARE)
+async def test_a_proxy_on_this_machine_that_is_told_nothing_publishes_no_metrics(
+    client: Client, tmp_path: Path, name: str
+) -> None:
+    assert client.server.port is not None
+    port, site = free_port(), BARE[name] % client.server.port
+    if name == "Caddy":
+        file = tmp_path / "Caddyfile"
+        file.write_text(f"{{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}}\nhttp://:{port} {{\n\t{site}\n}}\n")
+        command = [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(file)]
+    else:
+        file = tmp_path / "nginx.conf"
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        own = "access_log off; " + "".join(f"{kind}_temp_path {tmp_path}/{kind}; " for kind in kinds)
+        file.write_text(f"events {{}} http {{ {own} server {{ listen 127.0.0.1:{port}; {site} }} }}")
+        process = f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;"
+        command = [program("nginx"), "-e", "stderr", "-p", str(tmp_path), "-c", str(file), "-g", process]
+    with proxy_running(command, tmp_path, port):
+        for host in ("sso.example", "localhost", f"127.0.0.1:{client.server.port}"):
+            if name == "nginx, kept alive" and host != "sso.example":
+                continue  # a stranger who calls us so through such a one is taken for one of us: docs/monitoring.md
+            assert (await send(port, "GET", "/ping", host=host)).status == 200
+            assert (await send(port, "GET", "/metrics", host=host)).status == 404, host
+    assert (await send(client.server.port, "GET", "/metrics", host="localhost")).status == 200
+
+
+async def test_where_a_proxy_on_this_machine_is_named_only_other_addresses_of_it_may_ask_for_metrics(
+    config: Config, start_server: StartServer
+) -> None:
+    client = await start_server(trusting(config, "127.0.0.1", "::1"))
+    for local, status in (("127.0.0.1", 404), ("127.0.0.2", 200)):
+        connector = aiohttp.TCPConnector(local_addr=(local, 0))
+        async with (
+            aiohttp.ClientSession(connector=connector) as http,
+            http.get(client.make_url("/metrics")) as answer,
+        ):
+            assert answer.status == status
 
 
 async def test_on_the_operators_address_a_proxy_may_ask_for_metrics(

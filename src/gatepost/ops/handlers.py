@@ -6,7 +6,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from typing_extensions import TypedDict
 
 from gatepost import addresses
@@ -14,7 +14,7 @@ from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
 from gatepost.operation import operation
 from gatepost.ops.instruments import Census
 from gatepost.sessions.guard import LOOKUP
-from gatepost.web import METRICS, STOPPING, json_response
+from gatepost.web import CONFIG, METRICS, STOPPING, json_response
 
 DOCUMENT = web.AppKey("document", str)
 """What `/openapi.json` answers."""
@@ -74,10 +74,24 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _is_from_here(request: web.Request) -> bool:
-    """Whether the client is a program on this machine, and no proxy that says it asks for somebody else."""
+    """Whether the client is a program on this machine, and no proxy or page that asks for somebody else.
+
+    A proxy is known by its address, where that is configured. The others say so in a header, or pass on the name that
+    their client asked for; nginx, told nothing, does neither, and speaks HTTP/1.0 (before 1.29.7). A page whose name
+    was made to mean this machine (DNS rebinding) asks for that name.
+    """
     peer = addresses.peer(request.transport.get_extra_info("peername") if request.transport else None)
+    if peer is None or not peer.is_loopback or addresses.within(peer, request.app[CONFIG].webserver.trusted_proxies):
+        return False
     forwarded = not _FORWARDED.isdisjoint(name.lower() for name in request.headers)
-    return peer is not None and peer.is_loopback and not forwarded
+    from_elsewhere = not _is_this_machine(request.headers.get(hdrs.HOST, ""))
+    return not forwarded and not from_elsewhere and request.version >= HttpVersion11
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a ``Host`` names the machine that reads it: ``localhost`` or a loopback address, with a port or not."""
+    address = addresses.parse(host)
+    return address.is_loopback if address else host.partition(":")[0].lower() == "localhost"
 
 
 _FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"}
