@@ -118,7 +118,9 @@ async def test_an_initializer_that_fails_gives_the_operators_address_back(config
         port = free.getsockname()[1]
     webserver = config.webserver.model_copy(update={"operator_port": port})
     config = config.model_copy(update={"webserver": webserver})
-    bad = config.model_copy(update={"db": config.db.model_copy(update={"port": 1, "host": "127.0.0.1"})})
+    bad = config.model_copy(
+        update={"db": config.db.model_copy(update={"port": 1, "host": "127.0.0.1", "start_timeout": 0.0})}
+    )
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
             await WebServer(bad).initializer()
