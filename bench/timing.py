@@ -34,6 +34,8 @@ LOWEST, HIGHEST = 0.47, 0.53
 CLIENTS = 8
 NAMES = 50
 CONFIGURATION = {"GATEPOST_PASSWORDS__MEMORY_KIB": "8192", "GATEPOST_PASSWORDS__ITERATIONS": "1"}
+# Of all limits the account's alone, and that is reached at once.
+ONE_GUESS = {"GATEPOST_THROTTLE__ACCOUNT_BURST": "1", "GATEPOST_THROTTLE__ACCOUNT_EVERY": "86400"}
 CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
 BCRYPT = "$2b$06$X8c2tl5RM6wb9JFIqNFIfOqmUJIBkafdJPipifXm2DkHZiZPh6W4G"
 PBKDF2 = "$pbkdf2-sha256$12000$KGWstXaO8X7PmRMCoPR.zw$fkp93WoIn.OBuAaJcjhksQlEpWvsCTDmPFliiMFGfb4"
@@ -46,11 +48,12 @@ Kind = Callable[[], dict[str, str]]
 
 @dataclass(frozen=True)
 class Group:
-    """Kinds of request to one path that have to be alike."""
+    """Kinds of request to one path that have to be alike. ``used_up``: prefixes of names that have no guess left."""
 
     title: str
     path: str
     kinds: Mapping[str, Kind]
+    used_up: Sequence[str] = ()
 
 
 def auc(one: Sequence[float], other: Sequence[float]) -> float:
@@ -99,6 +102,19 @@ def imported() -> Group:
         "impossible name": _login("no bod"),
     }
     return Group("Logins, imported hashes of other kinds among Gatepost's own", "/user", kinds)
+
+
+def refused() -> Group:
+    """Names that have no guess left: nothing is hashed that could hide a difference."""
+    # An impossible name is seen to be one by its sender: without a hash, it is the time of looking at its text.
+    prefixes = {
+        "unknown name": "nobody",
+        "known name": "person",
+        "disabled user": "banned",
+        "user without a password": "barred",
+    }
+    kinds = {kind: _login(prefix) for kind, prefix in prefixes.items()}
+    return Group("Logins that a throttle refuses", "/user", kinds, tuple(prefixes.values()))
 
 
 def codes() -> Group:
@@ -187,6 +203,14 @@ def _broken_off() -> bytes:
     raise ServiceError("the service closed the connection")
 
 
+def use_up(port: int, group: Group) -> None:
+    """Guess wrong once at each name of the group that is to have no guess left."""
+    with closing(Connection(port)) as connection:
+        for prefix in group.used_up:
+            for number in range(NAMES):
+                connection.ask("/user", {"username": f"{prefix}{number:04}", "password": "not the right one"})
+
+
 def measure(port: int, group: Group, requests: int, clients: int) -> dict[str, list[float]]:
     """Seconds of each request, by kind. Raises ServiceError when two answers differ."""
     order = [name for name in group.kinds for _ in range(requests)]
@@ -251,12 +275,17 @@ def _run(requests: int) -> list[float]:
     print(f"{requests:,} requests of each kind: at one client / at {CLIENTS}, hashing threads all busy.")
     # Not below a folder that only root can enter, since Postgres runs as somebody else then.
     with tempfile.TemporaryDirectory(prefix="gatepost-timing-") as name:
-        for hashes, groups in ((shared, [codes(), ours()]), (others, [imported()])):
+        for hashes, limits, groups in (
+            (shared, {}, [codes(), ours()]),
+            ({}, ONE_GUESS, [refused()]),
+            (others, {}, [imported()]),
+        ):
             with Service(Path(name), CONFIGURATION) as service:
                 plant(service, hashes)
             # Started anew: which kinds are stored is learned at the start, and looked at every five minutes.
-            with Service(Path(name), CONFIGURATION) as service:
+            with Service(Path(name), CONFIGURATION | limits) as service:
                 for group in groups:
+                    use_up(service.port, group)
                     measure(service.port, group, 50, CLIENTS)
                     began = time.monotonic()
                     alone, busy = (measure(service.port, group, requests, clients) for clients in (1, CLIENTS))
