@@ -1,5 +1,6 @@
 """When a login is answered, by what is stored. Nothing here is timed against the wall: that is `make timing`."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -9,13 +10,13 @@ import pytest
 from bench import timing
 from bench.service import ServiceError
 
-from gatepost.config import Config
+from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import Credentials, Setting, Stored, foreign, hashing
 from gatepost.credentials.hashing import Derived, Hasher
 from gatepost.credentials.kinds import parse, setting_of, with_salt
 from gatepost.credentials.population import Population, stored_schemes
 from gatepost.db import Database, Dsn
-from tests.conftest import CHEAP, PASSWORD, Client, StartServer, log_in, rows
+from tests.conftest import CHEAP, PASSWORD, UNLIMITED, Client, StartServer, log_in, register, rows
 from tests.test_imported_hashes import MADE, TYPED, put
 
 OURS = "$argon2id$v=19$m=8192,t=1,p=1"
@@ -210,3 +211,24 @@ def test_make_timing_stops_at_answers_that_differ(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timing, "Connection", Telling)
     with pytest.raises(ServiceError, match="differ"):
         timing.measure(0, timing.ours(), 1, 1)
+
+
+async def test_make_timing_compares_refusals_of_names_that_have_no_guess_left(
+    config: Config, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "NAMES", 3)
+    limits = {key.rpartition("__")[2].lower(): number for key, number in timing.ONE_GUESS.items()}
+    throttle = ThrottleConfig.model_validate({**UNLIMITED.model_dump(), **limits})
+    client = await start_server(config.model_copy(update={"throttle": throttle}))
+    for prefix in ("person", "banned", "barred"):
+        await register(client, f"{prefix}0001")
+    port, group = client.server.port, timing.refused()
+    assert port is not None
+    await asyncio.to_thread(timing.use_up, port, group)
+    seconds = await asyncio.to_thread(
+        timing.measure, port, group, 10, 2
+    )  # fails if one of them is not like the others
+    assert {name: len(of) for name, of in seconds.items()} == dict.fromkeys(group.kinds, 10)
+    for kind in group.kinds.values():
+        async with client.post("/user", json=kind()) as answer:
+            assert answer.status == 429
