@@ -1,5 +1,7 @@
 """`gatepost user import` and `export`, run as an operator runs them."""
 
+import contextlib
+import io
 import json
 import stat
 import subprocess
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 from gatepost import names
 from gatepost.config import Config
 from gatepost.db import Dsn
-from gatepost.transfer import importing
+from gatepost.transfer import importing, queries
+from gatepost.transfer.lines import Source
+from gatepost.transfer.users import Judge
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
 from tests.gatepost_process import gatepost
 from tests.test_imported_hashes import FIREBASE, FIREBASE_USER, MADE, TYPED
@@ -286,19 +290,17 @@ def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
 
 
 def test_an_import_ends_when_all_of_it_is_on_disk(dsn: Dsn) -> None:
-    from gatepost.transfer import queries
-    from gatepost.transfer.lines import Record
-    from gatepost.transfer.users import ImportedUser, Judge
+    written: list[str] = []
 
-    connection = queries.connect(dsn)
-    queries.prepare(connection)
-    judged = [Judge()(Record(n, {"username": f"user{n}"})) for n in range(1000)]
-    users = [user for user in judged if isinstance(user, ImportedUser)]
-    queries.add(connection, users, "run", dry=False)
-    written = rows(dsn, "SELECT pg_current_wal_insert_lsn()::text")[0][0]
-    queries.finish(connection)
-    assert rows(dsn, f"SELECT pg_current_wal_flush_lsn() >= '{written}'") == [(True,)]
-    connection.close()
+    def advanced(_counts: importing.Counts, _position: int) -> None:
+        written.append(rows(dsn, "SELECT pg_current_wal_insert_lsn()::text")[0][0])
+
+    file = io.BytesIO(jsonl(*({"username": f"user{n}"} for n in range(1000))).encode())
+    with contextlib.closing(queries.connect(dsn)) as connection:
+        work = importing.Import(connection, Judge(), False, lambda _refusal: None, advanced)
+        assert work.run(Source(file, "jsonl")).added == 1000
+        on_disk = rows(dsn, f"SELECT pg_current_wal_flush_lsn() >= '{written[-1]}'")
+    assert on_disk == [(True,)]
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=128))

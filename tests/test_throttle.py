@@ -66,6 +66,15 @@ async def test_by_default_20_pass_at_once_and_never_more_than_100_in_any_day(dat
     assert max(in_a_day) == 100
 
 
+async def test_by_default_an_account_gets_five_names_at_once_and_then_one_a_day(database: Database, dsn: Dsn) -> None:
+    passed: list[int] = []
+    for hour in range(4 * 24):
+        while await passes(database, *Throttle(ThrottleConfig(), b"k").for_rename("1")):
+            passed.append(hour)
+        later(dsn, 3600)
+    assert passed == [0] * 5 + [24, 48, 72]
+
+
 async def test_a_refused_attempt_writes_nothing_and_says_how_long_it_is(database: Database, dsn: Dsn) -> None:
     await passes(database, bucket("a"), bucket("b"))
     while await passes(database, bucket("a")):
@@ -144,8 +153,11 @@ async def test_what_is_given_back_can_be_taken_again(database: Database) -> None
 
 
 async def test_the_attempt_that_is_the_last_knows_it(database: Database) -> None:
-    exhausted = [(await database.read(throttle.take, [bucket("a")])).exhausted for _ in range(3)]
-    assert exhausted == [[], [], [HOUR]]
+    for burst in (1, 2, 3):
+        limit = HOUR._replace(burst=burst)
+        of = [bucket(f"of {burst}", limit)]
+        exhausted = [(await database.read(throttle.take, of)).exhausted for _ in range(burst)]
+        assert exhausted == [*[[]] * (burst - 1), [limit]]
 
 
 @pytest.mark.parametrize(
@@ -299,12 +311,14 @@ def test_each_kind_of_attempt_and_each_subject_has_a_bucket_of_its_own() -> None
         *it.for_password("2"),
         *(b for place in (here, there) for b in [*it.for_registration(place), *it.for_code(place)]),
         *(it.for_lookup(place) for place in (here, there)),
+        *it.for_rename("1"),
+        *it.for_rename("2"),
     ]
-    assert len({b.key for b in buckets}) == len(buckets) == 16
+    assert len({b.key for b in buckets}) == len(buckets) == 18
     assert {len(b.key) for b in buckets} == {16}
     ranges = it.of_account("ada", "1")
     of_ada = [b for b in buckets if any(first <= b.key <= last for first, last in ranges)]
-    assert of_ada == [buckets[0], buckets[2], buckets[3], buckets[8]]
+    assert of_ada == [buckets[0], buckets[2], buckets[3], buckets[8], buckets[16]]
 
 
 def test_an_exempt_address_and_none_at_all_are_no_place() -> None:

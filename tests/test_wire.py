@@ -161,6 +161,24 @@ async def test_the_next_request_on_a_connection_has_a_deadline_too(serve: Serve)
         assert time.monotonic() - began >= 0.9 * DUE
 
 
+async def test_the_time_for_the_first_headers_begins_with_the_connection_and_not_with_their_first_byte(
+    serve: Serve,
+) -> None:
+    client = await serve(header_timeout=60.0)
+    async with connected(client) as (reader, writer):
+        await eventually(lambda: bool(server_of(client).admission.members))
+        (connection,) = server_of(client).admission.members
+        due = connection._receive_by
+        writer.write(slow_clients.BEGUN)
+        await eventually(lambda: connection._receiving == "")
+        assert connection._receive_by == due
+        writer.write(b"x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(slow_clients.BEGUN)
+        await eventually(lambda: connection._receiving == "")
+        assert due - 60.0 * wire._SPREAD < connection._receive_by < wire._NEVER
+
+
 async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:
     client = await serve(header_timeout=DUE)
     async with connected(client) as (reader, writer):
