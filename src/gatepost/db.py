@@ -6,7 +6,7 @@ Together with `driver` this is all that knows aiopg.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import aiopg.sa
@@ -22,7 +22,7 @@ from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable, Problem
 from gatepost.pool import ACQUIRE_TIMEOUT, Pool
 
-__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "naming", "reach"]
+__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "array", "naming", "reach"]
 
 Connection: TypeAlias = aiopg.sa.SAConnection
 NotPermitted = psycopg2.errors.InsufficientPrivilege
@@ -56,6 +56,14 @@ class Statement:
         """The first row, or None."""
         rows = await self.all(connection, **parameters)
         return rows[0] if rows else None
+
+
+def array(values: Iterable[bytes | float]) -> str:
+    """A parameter that is cast to ``bytea[]`` or an array of numbers: one literal for all of them.
+
+    A list would be quoted by the driver value by value, and parsed so by Postgres: twice the time for both.
+    """
+    return "{" + ",".join([f'"\\\\x{v.hex()}"' if isinstance(v, bytes) else str(v) for v in values]) + "}"
 
 
 @contextlib.contextmanager

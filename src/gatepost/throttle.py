@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 from gatepost import addresses
 from gatepost.config import ThrottleConfig
-from gatepost.db import Connection, Database, Statement
+from gatepost.db import Connection, Database, Statement, array
 from gatepost.deployment import deployment_key
 from gatepost.errors import DatabaseUnavailable, InvalidBody, LastAdmin, TooManyAttempts, Unavailable
 
@@ -147,17 +147,17 @@ class Taken(NamedTuple):
     def parameters(self) -> dict[str, Any]:
         """For a statement with `given_back` in it."""
         return {
-            "taken": [bucket.key for bucket in self.buckets],
-            "taken_everys": [bucket.limit.every for bucket in self.buckets],
+            "taken": array(bucket.key for bucket in self.buckets),
+            "taken_everys": array(bucket.limit.every for bucket in self.buckets),
         }
 
 
 def parameters(buckets: Sequence[Bucket]) -> dict[str, Any]:
     """For a statement that calls ``gatepost.take``."""
     return {
-        "keys": [bucket.key for bucket in buckets],
-        "bursts": [bucket.limit.burst for bucket in buckets],
-        "everys": [bucket.limit.every for bucket in buckets],
+        "keys": array(bucket.key for bucket in buckets),
+        "bursts": array(bucket.limit.burst for bucket in buckets),
+        "everys": array(bucket.limit.every for bucket in buckets),
     }
 
 
@@ -250,7 +250,7 @@ async def charge(connection: Connection, limit: Limit, counts: Mapping[bytes, in
     The seconds for which each of them that is now empty stays so.
     """
     rows = await _CHARGE.all(
-        connection, keys=list(counts), counts=list(counts.values()), burst=limit.burst, every=limit.every
+        connection, keys=array(counts), counts=array(counts.values()), burst=limit.burst, every=limit.every
     )
     return {bytes(key): float(seconds) for key, seconds in rows if seconds > 0}
 

@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
-from gatepost.db import Connection, Statement
+from gatepost.db import Connection, Statement, array
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 from gatepost.tables import passwords
 from gatepost.throttle import Bucket, Taken, judge, parameters
@@ -20,13 +20,8 @@ _LIVE_SESSIONS = Statement("SELECT * FROM gatepost.live_sessions(CAST(:hashes AS
 
 async def live_sessions(connection: Connection, hashes: Sequence[bytes], idle_timeout: int) -> dict[bytes, Session]:
     """Those of the sessions with these token hashes that are valid now. ``idle_timeout`` in seconds."""
-    rows = await _LIVE_SESSIONS.all(connection, hashes=_array(hashes), idle_timeout=idle_timeout)
+    rows = await _LIVE_SESSIONS.all(connection, hashes=array(hashes), idle_timeout=idle_timeout)
     return {(key := bytes(token_hash)): Session(key, document) for token_hash, document in rows}
-
-
-def _array(hashes: Sequence[bytes]) -> str:
-    """One literal instead of one quoted value per hash: half the driver's time for a large batch."""
-    return "{" + ",".join([f'"\\\\x{token_hash.hex()}"' for token_hash in hashes]) + "}"
 
 
 class Entry(NamedTuple):
@@ -114,7 +109,7 @@ async def open_session(
         user_agent=attempt.user_agent,
         place=attempt.place,
         limits=[limit.name for limit in attempt.taken.exhausted],
-        bursts=[limit.burst for limit in attempt.taken.exhausted],
+        bursts=array(limit.burst for limit in attempt.taken.exhausted),
         lifetime=lifetime,
         max_per_user=max_per_user,
         **attempt.taken.parameters(),
@@ -260,7 +255,7 @@ _TOUCH = Statement("""
 
 async def touch(connection: Connection, hashes: Sequence[bytes]) -> None:
     """The sessions with these token hashes were in use just now. One that another node touches is left to it."""
-    await _TOUCH.all(connection, hashes=_array(hashes))
+    await _TOUCH.all(connection, hashes=array(hashes))
 
 
 # An advisory lock lets one node sweep at a time; it ends with the statement.
