@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from types import FunctionType
 from typing import Any
@@ -20,7 +21,8 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gatepost import strictjson
+from gatepost import server, strictjson
+from gatepost.config import Config
 from gatepost.errors import Forbidden, ForeignOrigin, Problem
 from gatepost.ops import openapi
 from gatepost.ops.handlers import ping
@@ -28,7 +30,7 @@ from gatepost.ops.refusals import BODY
 from gatepost.routes import ROUTES, api_document
 from gatepost.sessions.guard import GUARDED
 from gatepost.web import set_common_headers
-from tests.conftest import Client
+from tests.conftest import Client, StartServer
 from tests.documented import Documented
 
 DOCUMENT = json.loads(api_document())
@@ -93,6 +95,32 @@ def test_the_command_prints_what_the_server_answers_the_same_each_time() -> None
 async def test_the_document_is_public(client: Client) -> None:
     async with client.get("/openapi.json") as answer:
         assert answer.status == 200
+        assert await answer.json() == DOCUMENT
+
+
+async def test_the_document_is_made_when_somebody_asks_for_it_and_holds_up_nobody_else(
+    config: Config, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for = threading.Event()
+    finish = threading.Event()
+
+    def make() -> str:
+        asked_for.set()
+        assert finish.wait(10)
+        return api_document()
+
+    monkeypatch.setattr(server, "api_document", make)
+    client = await start_server(config)
+    assert not asked_for.is_set()
+    asking = asyncio.create_task(client.get("/openapi.json"))
+    assert await asyncio.to_thread(asked_for.wait, 10)
+    try:
+        async with client.get("/ping") as answer:
+            assert answer.status == 200
+        assert not asking.done()
+    finally:
+        finish.set()
+    async with await asking as answer:
         assert await answer.json() == DOCUMENT
 
 

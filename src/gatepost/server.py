@@ -89,7 +89,8 @@ class WebServer:
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())
         self._share(STOPPING, self.stopping)
-        self.app[ops.DOCUMENT] = api_document()
+        document: Callable[[], str] = api_document
+        self.app[ops.DOCUMENT] = document
         self.app[ops.FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
         self.operators_port = config.webserver.operator_port
