@@ -3,6 +3,8 @@
 import base64
 import logging
 import runpy
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -181,6 +183,18 @@ async def test_bcrypt_is_cut_at_72_bytes_as_its_origin_did_and_prehashed_kinds_a
     for name in ("Django bcrypt_sha256", "passlib bcrypt_sha256 v2"):
         setting = foreign.read(MADE[name]).setting
         assert await credentials.digest(setting, "x" * 72) != await credentials.digest(setting, "x" * 73)
+
+
+def test_what_only_imported_hashes_need_is_loaded_with_the_first_of_them() -> None:
+    script = f"""
+import sys, gatepost.cli
+from gatepost.credentials.kinds import parse
+print([module for module in ("argon2", "bcrypt", "cryptography") if module in sys.modules])
+parse("$2b$04${SALT22}").derive(b"-")
+print("bcrypt" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "[]\nTrue\n"
 
 
 async def test_imported_passwords_are_compared_as_typed(credentials: Credentials) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
-import bcrypt
 from nacl.bindings import crypto_pwhash_alg, crypto_pwhash_ALG_ARGON2ID13
 
 from gatepost.credentials.alphabets import (
@@ -179,6 +178,9 @@ class Bcrypt:
 
     def derive(self, secret: bytes) -> bytes:
         """The digest. All implementations look at 72 bytes; the package wants them cut by its caller."""
+        # Here, since few need it: 0.5 MB. Where such hashes are stored one is computed before anything is served.
+        import bcrypt  # noqa: PLC0415
+
         salt = to_bcrypt_base64(self.salt)
         given = _PREHASH[self.variant](secret, salt)[:72]
         return from_bcrypt_base64(bcrypt.hashpw(given, f"$2b${self.rounds:02}${salt}".encode())[29:].decode())
