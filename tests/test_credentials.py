@@ -189,7 +189,9 @@ async def test_hashing_has_no_more_threads_than_cores_and_they_are_nice(
 
 
 async def test_one_more_than_may_wait_is_told_so_at_once_and_a_place_comes_free_again() -> None:
-    it = Credentials(CHEAP.model_copy(update={"threads": 1, "queue": 2}), KEY)
+    # Dear ones: the first is not done before the last has come.
+    dear = {"memory_kib": 65536, "iterations": 2, "threads": 1, "queue": 2}
+    it = Credentials(CHEAP.model_copy(update=dear), KEY)
     tasks = [asyncio.create_task(it.create(PASSWORD)) for _ in range(5)]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [Stored] * 3 + [Overloaded] * 2
