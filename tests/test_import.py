@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import stat
 import subprocess
@@ -287,6 +288,26 @@ def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
     monkeypatch.setattr(queries, "add", honest)
     done = run("import", "users.jsonl")
     assert (done.returncode, done.stdout) == (0, "15 users added, 20 were there already, 0 lines refused.\n")
+
+
+def test_names_are_stored_as_they_are_whatever_encoding_the_environment_asks_for(
+    dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    assert run("import", "-", stdin=jsonl({"username": "zo\u00eb"})).returncode == 0
+    assert usernames(dsn) == ["zo\u00eb"]
+
+
+def test_a_batch_is_small_in_memory_however_large_the_profiles_are(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH_BYTES", 50_000)
+    line = len(jsonl({"username": "user00", "profile": {"about": "x" * 4000}}))
+    text = jsonl(*({"username": f"user{n:02}", "profile": {"about": "x" * 4000}} for n in range(30)))
+    ends = [0]
+    with contextlib.closing(queries.connect(dsn)) as connection:
+        work = importing.Import(connection, Judge(), False, print, lambda _counts, position: ends.append(position))
+        assert work.run(Source(io.BytesIO(text.encode()), "jsonl")).added == 30
+    assert ends[-1] == len(text)
+    assert max(end - begin for begin, end in itertools.pairwise(ends)) <= 50_000 + line
 
 
 def test_an_import_ends_when_all_of_it_is_on_disk(dsn: Dsn) -> None:

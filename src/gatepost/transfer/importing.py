@@ -8,9 +8,11 @@ from uuid import uuid4
 
 from gatepost.transfer import queries
 from gatepost.transfer.lines import Refusal, Source
-from gatepost.transfer.users import ImportedUser, Judge
+from gatepost.transfer.users import Judge
 
-BATCH = 5000
+# With smaller ones reader and Postgres wait for each other more often. In bytes too, since profiles may be large.
+BATCH = 10_000
+BATCH_BYTES = 4 * 1024 * 1024  # of the file
 
 
 class ImportStopped(Exception):
@@ -28,7 +30,9 @@ class Counts:
 
 @dataclass(slots=True)
 class _Batch:
-    users: list[ImportedUser] = field(default_factory=list)
+    """``position``: where in the file it begins, and once it is handed over, where it ends."""
+
+    users: list[queries.Row] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     position: int = 0
 
@@ -60,10 +64,10 @@ class Import:
                 if isinstance(judged, Refusal):
                     batch.refusals.append(judged)
                 else:
-                    batch.users.append(judged)
-                if len(batch) >= BATCH:
+                    batch.users.append(queries.row(judged))
+                if len(batch) >= BATCH or source.position - batch.position >= BATCH_BYTES:
                     storing = self._hand_over(thread, batch, source, storing)
-                    batch = _Batch()
+                    batch = _Batch(position=source.position)
             self._done(self._hand_over(thread, batch, source, storing))
         try:
             queries.finish(self.connection)
@@ -99,7 +103,7 @@ class Import:
         batch.refusals += self._add(batch.users)
         return batch
 
-    def _add(self, users: list[ImportedUser]) -> list[Refusal]:
+    def _add(self, users: list[queries.Row]) -> list[Refusal]:
         """Store users; a batch with one that Postgres refuses is halved until that one is found."""
         if not users:
             return []

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from gatepost.accounts.profile import MAX_BYTES
 from gatepost.credentials import NORM, RAW, foreign
@@ -69,7 +69,8 @@ class Judge:
             return Refusal(record.line, str(error))
 
     def _password(self, fields: Mapping[str, Any]) -> tuple[str | None, bytes | None, str | None, str | None]:
-        text, salt, norm, pepper = (_text(fields, name) for name in ("hash", "salt", "norm", "pepper"))
+        text, salt = _text(fields, "hash"), _text(fields, "salt")
+        norm, pepper = _text(fields, "norm"), _text(fields, "pepper")
         # Django writes "!" and more for a password that nobody can have.
         if text is None or text.startswith("!"):
             return None, None, None, None
@@ -101,7 +102,7 @@ def _id(fields: Mapping[str, Any]) -> str:
         return str(uuid4())
     if not _ID.fullmatch(given):
         raise _Wrong("id: must be a UUID in lower case")
-    return str(UUID(given))
+    return given
 
 
 def _roles(value: Any) -> str:
