@@ -6,10 +6,12 @@ import itertools
 import json
 import stat
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import psycopg2
 import pytest
@@ -20,8 +22,8 @@ from gatepost import names
 from gatepost.config import Config
 from gatepost.db import Dsn
 from gatepost.transfer import importing, queries
-from gatepost.transfer.lines import Source
-from gatepost.transfer.users import Judge
+from gatepost.transfer.lines import Record, Source
+from gatepost.transfer.users import ImportedUser, Judge
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
 from tests.gatepost_process import gatepost
 from tests.test_imported_hashes import FIREBASE, FIREBASE_USER, MADE, TYPED
@@ -197,6 +199,15 @@ def test_an_id_that_another_user_has_is_refused(run: Run, dsn: Dsn) -> None:
     run("import", "-", stdin=jsonl(one))
     done = run("import", "-", stdin=jsonl(one | {"username": "eve"}))
     assert done.stderr == "line 1: id: another user has it\n"
+
+
+def test_who_brings_no_id_gets_a_uuid_of_version_7() -> None:
+    judge, before = Judge(), time.time_ns() // 1_000_000
+    judged = [judge(Record(line, {"username": "ada"})) for line in range(1000)]
+    ids = {UUID(user.id) for user in judged if isinstance(user, ImportedUser)}
+    assert len(ids) == 1000
+    assert {(id_.version, id_.variant) for id_ in ids} == {(7, RFC_4122)}
+    assert before <= min(ids).int >> 80 <= max(ids).int >> 80 <= time.time_ns() // 1_000_000
 
 
 async def test_firebases_users_are_imported_with_the_projects_parameters(
