@@ -199,13 +199,11 @@ def logins(
     tokens = folder / "tokens"
     tokens.write_text("\n".join(seed.tokens), "ascii")
     login.run(1)  # warm
-    bare, portable, beside, done, steady, others = [], [], [], [], [], []
+    bare, beside, done, steady, others = [], [], [], [], []
     for _ in range(rounds):
         meanwhile = Others(service)
         time.sleep(SETTLE)
         bare.append(hashes_per_second(seconds))
-        time.sleep(SETTLE)
-        portable.append(hashes_per_second(seconds, "argon2-cffi"))
         time.sleep(SETTLE)
         # The steady load takes processor time too, its generator most of all: what is left of it for hashing.
         with pacing(service.port, tokens, rate=STEADY_RATE, seconds=seconds) as pacer:
@@ -222,12 +220,10 @@ def logins(
 
     ratio = [r.per_second / b for r, b in zip(done, bare, strict=True)]
     fair = [r.per_second / b for r, b in zip(done, beside, strict=True)]
-    common = [r.per_second / b for r, b in zip(done, portable, strict=True)]
     under = f"{STEADY_RATE} checks/s beside the logins"
     figures = [
         Figure("login_ratio", "logins / bare Argon2id, both beside the checks", fair, "×", target=Target(0.9)),
         Figure("login_ratio_alone", "logins beside the checks / bare Argon2id alone", ratio, "×"),
-        Figure("login_ratio_cffi", "logins beside the checks / argon2-cffi's Argon2id alone", common, "×"),
         Figure(
             "steady_p99",
             f"{under}, p99 from when due",
@@ -239,7 +235,6 @@ def logins(
         Figure("steady_lateness_p99", "of which the generator itself was late, p99", steady_ms("lateness", 99), "ms"),
         Figure("hash_rps_beside", "bare Argon2id beside the checks", beside, "/s", 0),
         Figure("hash_rps", "bare Argon2id alone", bare, "/s", 0),
-        Figure("hash_rps_cffi", "bare Argon2id by argon2-cffi, alone", portable, "/s", 0),
         Figure("login_rps", "logins", [r.per_second for r in done], "/s", 0),
         Figure("login_p50", "login, p50", [r.p50 for r in done], "ms", 0),
         Figure("login_p99", "login, p99", [r.p99 for r in done], "ms", 0),

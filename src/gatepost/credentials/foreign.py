@@ -86,8 +86,7 @@ def write(stored: Stored) -> str:
     """What `read` makes the same digest of; the norm and the pepper go beside it."""
     kind = parse(stored.setting.phc)
     text = type(kind).encode(stored.digest)
-    setting = re.sub(r",l=\d+(?=\$)", "", stored.setting.phc)  # the digest tells, and others do not know it
-    return setting + ("" if isinstance(kind, Bcrypt) and kind.variant == "$2b" else "$") + text
+    return stored.setting.phc + ("" if isinstance(kind, Bcrypt) and kind.variant == "$2b" else "$") + text
 
 
 def _stored(scheme: str, salt: bytes, digest: bytes, *, sized: bool = False) -> Stored:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
-from nacl.bindings import crypto_pwhash_alg, crypto_pwhash_ALG_ARGON2ID13
+from argon2.low_level import Type, hash_secret_raw
 
 from gatepost.credentials.alphabets import (
     from_adapted_base64,
@@ -48,13 +48,13 @@ def _at_most(what: str, value: int, limit: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Argon2:
-    """PHC ``$argon2id$v=19$m=…,t=…,p=…$salt``; with ``,l=``, the digest's bytes, where libsodium cannot compute it.
+    """PHC ``$argon2id$v=19$m=…,t=…,p=…$salt``; ``,l=`` where the digest has other than 32 bytes.
 
-    libsodium takes half the time of argon2-cffi (measured, with AVX-512: 9 ms for what OWASP recommends, instead of
-    18), but computes argon2id of one lane and with salts of 16 bytes only. All that are stored under one scheme must
-    take one time, so the scheme tells the two apart.
+    libsodium would take half the time (with AVX-512), but maps the memory of each hash anew: under the same flood of
+    logins others then waited three times as long, and what all threads hash in came and went (measured).
     """
 
+    family: ClassVar[str] = "argon2"
     form: ClassVar[re.Pattern[str]] = re.compile(
         r"\$(argon2id|argon2i)\$v=(16|19)\$m=([1-9]\d{0,6}),t=([1-9]\d{0,2}),p=([1-9]\d{0,2})(?:,l=(\d{1,3}))?"
         r"\$([A-Za-z0-9+/]{11,86})"
@@ -67,23 +67,11 @@ class Argon2:
     parallelism: int
     length: int
     salt: bytes = field(repr=False)
-    sized: bool = False
 
     @classmethod
     def of(cls, variant: str, version: str, m: str, t: str, p: str, length: str | None, salt: str) -> Self:
         """From the form's groups."""
-        it = cls(
-            variant,
-            int(version),
-            int(m),
-            int(t),
-            int(p),
-            int(length or DIGEST_BYTES),
-            from_base64(salt),
-            bool(length),
-        )
-        if it._quick and len(it.salt) != SALT_BYTES:
-            it = replace(it, sized=True)
+        it = cls(variant, int(version), int(m), int(t), int(p), int(length or DIGEST_BYTES), from_base64(salt))
         _at_most("argon2's m", it.memory_kib, MAX_ARGON2_MEMORY_KIB)
         _at_most("argon2's t", it.iterations, MAX_ARGON2_ITERATIONS)
         _at_most("argon2's p", it.parallelism, MAX_ARGON2_LANES)
@@ -92,18 +80,9 @@ class Argon2:
         return it
 
     @property
-    def _quick(self) -> bool:
-        return (self.variant, self.version, self.parallelism) == ("argon2id", 19, 1) and not self.sized
-
-    @property
-    def family(self) -> str:
-        """The implementation that computes it."""
-        return "argon2" if self._quick else "argon2-cffi"
-
-    @property
     def scheme(self) -> str:
         """The setting without its salt."""
-        length = f",l={self.length}" if self.sized else ""
+        length = "" if self.length == DIGEST_BYTES else f",l={self.length}"
         costs = f"m={self.memory_kib},t={self.iterations},p={self.parallelism}"
         return f"${self.variant}$v={self.version}${costs}{length}"
 
@@ -114,12 +93,6 @@ class Argon2:
 
     def derive(self, secret: bytes) -> bytes:
         """The digest."""
-        if self._quick:
-            costs = self.iterations, self.memory_kib * 1024
-            return crypto_pwhash_alg(self.length, secret, self.salt, *costs, crypto_pwhash_ALG_ARGON2ID13)
-        # Imported at its first use, on a hashing thread: only what was brought along needs it.
-        from argon2.low_level import Type, hash_secret_raw  # noqa: PLC0415
-
         return hash_secret_raw(
             secret=secret,
             salt=self.salt,
