@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+# The event loop's timers count whole milliseconds from when they are set: of logins that are answered at a common
+# moment it showed when their work was over (by 0.1 ms; AUC 0.57). A random part of whole milliseconds evens that out.
+_SPREAD_NS = 10_000_000
+
+
 class MissingPepper(Exception):
     """Passwords are stored that the configuration cannot check; the message names the pepper."""
 
@@ -165,7 +170,8 @@ class Credentials:
             kind = parse(setting.phc)
         derived = await self._derive(setting, kind, secret or b"-", place)
         digest = derived.digest if secret is not None else secrets.token_bytes(DIGEST_BYTES)
-        return Checked(digest, self._population.failure_due(kind, derived))
+        due = self._population.failure_due(kind, derived)
+        return Checked(digest, due + secrets.randbelow(_SPREAD_NS) / 1e9 if due else 0.0)
 
     async def _derive(self, setting: Setting, kind: Kind, secret: bytes, place: str | None) -> Derived:
         key = None
