@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from gatepost.client import user_agent
 from gatepost.errors import BadRequest, Unauthorized
 from gatepost.strictjson import decode
 from gatepost.tokens import session_token
-from gatepost.web import user_agent
 
 CODES = {
     "body_not_utf8",

@@ -13,7 +13,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
-from gatepost import addresses, strictjson
+from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.credentials import Credentials
 from gatepost.db import Database
@@ -271,39 +271,3 @@ _MESSAGES = {
 def _field_error(error: Any) -> FieldError:
     code = _CODES.get(error["type"], error["type"])
     return FieldError(".".join(map(str, error["loc"])), code, _MESSAGES.get(code, error["msg"]))
-
-
-# -------------------------------------------------------------------------------------- whence
-
-
-def client_ip(request: web.Request) -> str | None:
-    """The client's address: the peer's, or what trusted proxies say of it. None on a Unix socket."""
-    peername = request.transport.get_extra_info("peername") if request.transport else None
-    peer = addresses.peer(peername)
-    if peer is None:
-        return None
-    forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
-    if not forwarded:
-        return str(peer)
-    trusted = request.app[CONFIG].webserver.trusted_proxies
-    if not trusted and peer.is_private:
-        # A proxy of our own that is not trusted makes all its clients one, and each of them can shut the others out.
-        request.app[UNTRUSTED_PROXY].give(
-            "X-Forwarded-For of a private address is not believed: a proxy for webserver.trusted_proxies?"
-        )
-    return str(addresses.client(peer, forwarded, trusted))
-
-
-def hashing_place(request: web.Request) -> str | None:
-    """Whose share of the queue of hashes a request takes from; None for nobody's, where that would be everybody's."""
-    ip = client_ip(request)
-    address = addresses.parse(ip) if ip else None
-    if address is None or addresses.may_be_many(address, request.app[CONFIG].webserver.trusted_proxies):
-        return None
-    return request.app[THROTTLE].place_of(ip)
-
-
-def user_agent(request: web.Request) -> str | None:
-    """The client's own words about itself, cut to 256 characters that Postgres takes."""
-    text = request.headers.get(hdrs.USER_AGENT)
-    return text[:256].encode("utf-8", "replace").decode().replace("\0", "") if text else None

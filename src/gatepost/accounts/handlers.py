@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.accounts import password_queries, policy, profile, queries
+from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.errors import (
     ForeignOrigin,
     LastAdmin,
@@ -29,17 +30,7 @@ from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 from gatepost.throttle import given_back_unless_judged, take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    THROTTLE,
-    client_ip,
-    hashing_place,
-    json_response,
-    read_body,
-    user_agent,
-)
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
 from gatepost.wire import while_connected
 
 T = TypeVar("T")

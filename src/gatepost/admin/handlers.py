@@ -10,22 +10,13 @@ from gatepost.accounts import policy, profile
 from gatepost.accounts.queries import lock_profile
 from gatepost.admin import cursor, queries
 from gatepost.admin.user import Actor, Managed, Roles, UserRecord, canonical_prefix, new_code
+from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
-from gatepost.web import (
-    CONFIG,
-    DATABASE,
-    THROTTLE,
-    client_ip,
-    json_response,
-    path_id,
-    read_body,
-    read_query,
-    user_agent,
-)
+from gatepost.web import CONFIG, DATABASE, THROTTLE, json_response, path_id, read_body, read_query
 
 # Not strict: in a query string, numbers are text.
 Limit = Annotated[int, Field(strict=False, ge=1, le=100)]

@@ -4,22 +4,13 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
+from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
 from gatepost.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done
 from gatepost.throttle import given_back_unless_judged
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    THROTTLE,
-    client_ip,
-    hashing_place,
-    json_response,
-    read_body,
-    user_agent,
-)
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
 from gatepost.wire import while_connected
 
 

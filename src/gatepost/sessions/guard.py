@@ -4,13 +4,14 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from gatepost.client import client_ip
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.tokens import Asked, session_token
-from gatepost.web import THROTTLE, Handler, client_ip
+from gatepost.web import THROTTLE, Handler
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
+from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.credentials import InvalidPassword
 from gatepost.errors import (
     ForeignOrigin,
@@ -26,17 +27,7 @@ from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
 from gatepost.throttle import given_back_unless_judged
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    THROTTLE,
-    client_ip,
-    hashing_place,
-    json_response,
-    read_body,
-    user_agent,
-)
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
 from gatepost.wire import while_connected
 
 

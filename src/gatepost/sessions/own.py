@@ -6,13 +6,14 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
+from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, NotFound
 from gatepost.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
 from gatepost.tokens import drop_session_cookie
-from gatepost.web import CONFIG, DATABASE, client_ip, json_response, read_query, user_agent
+from gatepost.web import CONFIG, DATABASE, json_response, read_query
 
 
 class OwnSession(SessionDocument):
