@@ -54,6 +54,13 @@ def test_a_wrong_command_line_is_a_usage_error(run: Run, arguments: list[str]) -
     assert "Usage" in done.stderr
 
 
+def test_a_password_that_is_no_text_is_a_mistake_too(dsn: Dsn, tmp_path: Path) -> None:
+    add = ["user", "add", "ada", "--password-stdin"]
+    variables = {**environment_of(dsn), "PYTHONIOENCODING": "ascii:strict"}
+    done = gatepost(*add, cwd=tmp_path, stdin="pässword, long enough", **variables)
+    assert (done.returncode, done.stderr) == (1, "gatepost: the password is no text in ascii\n")
+
+
 def test_migrate_says_where_the_schema_stands(run: Run, dsn: Dsn) -> None:
     rows(dsn, "DROP SCHEMA gatepost CASCADE")
     done = run("migrate")

@@ -97,7 +97,15 @@ def test_a_library_users_keywords_are_not_changed_by_the_environment(monkeypatch
         ({"web": {}}, "web: there is no such key"),
         ({"webserver": []}, "webserver: must be an object"),
         ({"webserver": {"cors_origins": ["*"]}}, "webserver.cors_origins.0"),
+        ({"webserver": {"host": "example..com"}}, "webserver.host: is no host name"),
+        ({"webserver": {"operator_host": "x" * 64}}, "webserver.operator_host: is no host name"),
         ({"db": {"host": "h"}}, "user and database"),
+        ({"db": {"host": "a, b..c", "user": "u", "database": "d"}}, "db.host: is no host name"),
+        ({"db": {"host": " ,", "user": "u", "database": "d"}}, "db.host: names no host"),
+        ({"db": {"user": "a\0b"}}, "db.user: must be UTF-8 without U+0000"),
+        ({"db": {"password": "\ud800"}}, "db.password: must be UTF-8 without U+0000"),
+        ({"db": {"data_dir": "a\0b"}}, "db.data_dir: must be UTF-8 without U+0000"),
+        ({"passwords": {"peppers": {"1": PEPPER + "\ud800"}}}, "passwords.peppers: must be UTF-8 without U+0000"),
         ({"passwords": {"peppers": {"1": "short"}}}, "passwords.peppers"),
         ({"passwords": {"pepper": "2", "peppers": {"1": PEPPER}}}, "pepper names '2'"),
         ({"passwords": {"peppers": {"1": PEPPER, "2": PEPPER}}}, "which one"),
@@ -124,6 +132,7 @@ def test_a_bad_key_is_named_with_its_file(values: Any, named: str) -> None:
         ("GATEPOST_WEBSERVER", "{}"),
         ("GATEPOST_WEBSERVER__CORS_ORIGINS", "*"),
         ("GATEPOST_PASSWORDS__PEPPERS", "hunter2 hunter2"),
+        ("GATEPOST_DB__PASSWORD", "hunter2 hunter2 \udcfc"),
     ],
 )
 def test_a_bad_variable_is_named_and_its_value_is_not_repeated(
@@ -142,6 +151,14 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> None:
     Path("config.json").write_text("{not json")
     with pytest.raises(ConfigError, match=r"config\.json: is not JSON"):
         Config.load()
+
+
+@pytest.mark.parametrize(
+    "hosts", ["127.0.0.1", "::1", "localhost.", "bücher.example", "a,, b", "/run/postgres..ql", "@x"]
+)
+def test_addresses_names_and_socket_folders_are_hosts(hosts: str) -> None:
+    write({"db": {"host": hosts, "user": "u", "database": "d"}})
+    assert Config.load().db.host == hosts
 
 
 def test_a_missing_secrets_directory_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

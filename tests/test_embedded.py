@@ -604,3 +604,11 @@ def test_root_is_no_user_to_run_it_as(make: Make) -> None:
     for name in ("root", "no-such-user"):
         with pytest.raises(EmbeddedError, match=name):
             make(run_as=name).start()
+
+
+@pytest.mark.parametrize("name", ["root", "a-user-who-is-not-there"])
+def test_an_ordinary_user_can_run_it_as_nobody_else(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    postgres = make(run_as=name)
+    monkeypatch.setattr(os, "getuid", lambda: STRANGER)
+    with pytest.raises(EmbeddedError, match=f"only root can run Postgres as {name}"):
+        postgres.start()

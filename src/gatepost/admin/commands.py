@@ -73,10 +73,13 @@ def add(
 
 
 def _read_password(*, from_stdin: bool) -> str:
-    if from_stdin:
-        # The line's end is the shell's, not the password's.
-        return sys.stdin.readline().rstrip("\r\n")
-    password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    try:
+        if from_stdin:
+            # The line's end is the shell's, not the password's.
+            return sys.stdin.readline().rstrip("\r\n")
+        password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    except UnicodeDecodeError as error:
+        raise CommandError(f"the password is no text in {error.encoding}") from None
     return password
 
 

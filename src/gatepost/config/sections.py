@@ -5,23 +5,27 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, field_validator, model_validator
 
-from gatepost.config.values import FROM_TEXT, Origin, PepperId
+from gatepost.config.values import FROM_TEXT, HostName, HostNames, Origin, PepperId, refuse_unusable_text
 
 
 class _Section(BaseModel):
     # hide_input_in_errors: the offending value may be a password.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
+    _usable_text = field_validator("*")(refuse_unusable_text)
+
 
 class WebServerConfig(_Section):
     """Where HTTP is served."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    host: HostName = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     cors_origins: Annotated[tuple[Origin, ...], *FROM_TEXT] = Field(
         (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
     )
-    operator_host: str = Field("127.0.0.1", min_length=1, description="Address for operators, with `operator_port`.")
+    operator_host: HostName = Field(
+        "127.0.0.1", min_length=1, description="Address for operators, with `operator_port`."
+    )
     operator_port: int | None = Field(
         None,
         ge=0,
@@ -77,7 +81,7 @@ class WebServerConfig(_Section):
 class DbConfig(_Section):
     """The Postgres that holds everything. Without ``host``, Gatepost runs one itself in ``data_dir``."""
 
-    host: str | None = Field(
+    host: HostNames | None = Field(
         None,
         min_length=1,
         description="Host, or several separated by commas, tried in order; a folder for a Unix socket. "

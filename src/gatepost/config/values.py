@@ -1,9 +1,10 @@
 """Types of values that more than a bound describes, and how one is given as text."""
 
 import json
+import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
 from pydantic_settings import NoDecode
 
 
@@ -20,5 +21,44 @@ def _from_text(value: Any) -> Any:
 # NoDecode: pydantic-settings would parse the text itself, and not name the key when that fails.
 FROM_TEXT = (BeforeValidator(_from_text), NoDecode)
 
+# U+0000, and what is left of bytes that are no UTF-8.
+_UNUSABLE = re.compile("[\\0\ud800-\udfff]")
+
+
+def refuse_unusable_text(value: Any) -> Any:
+    """The value, unless there is text in it that can be no file's name and nothing that Postgres is told."""
+    match value:
+        case dict():
+            refuse_unusable_text(tuple(value.values()))
+        case tuple():
+            for item in value:
+                refuse_unusable_text(item)
+        case SecretStr():
+            refuse_unusable_text(value.get_secret_value())
+        case _ if _UNUSABLE.search(str(value)):
+            raise ValueError("must be UTF-8 without U+0000")
+    return value
+
+
+def _host_name(name: str) -> str:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise ValueError("is no host name") from None
+    return name
+
+
+def _host_names(names: str) -> str:
+    hosts = [host.strip() for host in names.split(",") if host.strip()]
+    if not hosts:
+        raise ValueError("names no host")
+    for host in hosts:
+        if not host.startswith(("/", "@")):  # a socket's folder
+            _host_name(host)
+    return names
+
+
+HostName = Annotated[str, AfterValidator(_host_name)]
+HostNames = Annotated[str, AfterValidator(_host_names)]
 Origin = Annotated[str, StringConstraints(to_lower=True, pattern=r"^https?://[^/\s*]+$")]
 PepperId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,32}$")]

@@ -185,8 +185,12 @@ def parse_record(record: str) -> dict[str, Any]:
 def _choose_user(run_as: str | None, owner: int) -> tuple[int, int]:
     """The server's uid and gid; not root's, which Postgres refuses."""
     if os.getuid() != 0:
-        if run_as and pwd.getpwnam(run_as).pw_uid != os.getuid():
-            raise EmbeddedError(f"only root can run Postgres as {run_as}")
+        try:
+            is_us = not run_as or pwd.getpwnam(run_as).pw_uid == os.getuid()
+        except KeyError:
+            is_us = False
+        if not is_us:
+            raise EmbeddedError(f"only root can run Postgres as {run_as}: leave db.run_as out")
         return os.getuid(), os.getgid()
     if owner != 0 and not run_as:
         with contextlib.suppress(KeyError):
