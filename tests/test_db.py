@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -82,6 +83,28 @@ async def test_a_request_whose_statement_times_out_is_answered(client: Client, d
         assert (await check.json())["code"] == "database_unavailable"
         assert "Retry-After" in check.headers
     assert await status_of(client, token) == 200
+
+
+async def test_what_our_role_may_not_do_is_503(dsn: Dsn) -> None:
+    role = f"{dsn.database}_role"
+    rows(dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; GRANT USAGE ON SCHEMA gatepost TO {role}")
+    database = await Database.open(replace(dsn, user=role, password="secret"), 1)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="permission denied for table users: grant it") as error:
+            await database.read(Statement("SELECT 1 FROM gatepost.users").all)
+        assert error.value.status == 503
+    finally:
+        await database.close()
+        rows(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_text_is_sent_as_utf_8_whatever_the_environment_says(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    database = await Database.open(dsn, 1)
+    try:
+        assert await database.read(Statement("SELECT CAST(:name AS text)").all, name="アダ") == [("アダ",)]
+    finally:
+        await database.close()
 
 
 async def test_a_timeout_is_no_traceback_in_the_log(database: Database, caplog: pytest.LogCaptureFixture) -> None:

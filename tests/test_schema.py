@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg2
@@ -104,6 +105,18 @@ def test_a_database_that_is_not_migrated_or_is_newer_is_refused(empty: Dsn) -> N
     rows(empty, "UPDATE gatepost.alembic_version SET version_num = '0000'")
     with pytest.raises(schema.SchemaError, match="0000, this Gatepost needs"):
         schema.check(empty)
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_keep_every_name_is_refused(postgres: PostgresServer, encoding: str) -> None:
+    name = f"test_{encoding}".lower()
+    postgres.admin(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
+    try:
+        for act in (schema.check, schema.migrate):
+            with pytest.raises(schema.SchemaError, match=f"{name} has the encoding {encoding}: make another one"):
+                act(replace(postgres.dsn, database=name))
+    finally:
+        postgres.admin(f"DROP DATABASE {name}")
 
 
 def test_a_newer_schema_that_this_code_can_serve_is_served_and_left_alone(

@@ -20,6 +20,8 @@ from tests.test_server import environment_of
 
 NOWHERE = {"GATEPOST_DB__HOST": "127.0.0.1", "GATEPOST_DB__PORT": "1"}
 
+READ_VERSION = "USAGE ON SCHEMA gatepost; SELECT ON gatepost.alembic_version"
+
 
 @pytest.fixture
 def late(tmp_path: Path) -> Iterator[tuple[EmbeddedPostgres, Dsn]]:
@@ -132,6 +134,34 @@ def test_a_database_that_refuses_us_is_not_waited_for(dsn: Dsn, tmp_path: Path, 
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
     assert "one" not in done.stderr.replace(role, "").partition("FATAL")[2]
+
+
+@pytest.mark.parametrize(
+    ("granted", "arguments", "said"),
+    [
+        ("", ["run"], "cannot read the schema in {database}: permission denied for schema gatepost"),
+        ("USAGE ON SCHEMA gatepost", ["run"], "permission denied for table alembic_version"),
+        (READ_VERSION, ["run"], "permission denied for table passwords: grant it to the role of db.user"),
+        (READ_VERSION, ["run", "--workers", "2"], "permission denied for table passwords: grant it"),
+        (READ_VERSION, ["user", "list"], "permission denied for table users: grant it to the role of db.user"),
+        (READ_VERSION, ["user", "export"], "the database: permission denied for table users"),
+    ],
+)
+def test_a_role_that_lacks_a_grant_is_told_which_in_a_line(
+    dsn: Dsn, tmp_path: Path, granted: str, arguments: list[str], said: str
+) -> None:
+    role = f"{dsn.database}_role"
+    rows(dsn, f"CREATE ROLE {role} LOGIN PASSWORD 'the right one'")
+    try:
+        for grant in filter(None, granted.split("; ")):
+            rows(dsn, f"GRANT {grant} TO {role}")
+        variables = environment_of(dsn) | {"GATEPOST_DB__USER": role, "GATEPOST_DB__PASSWORD": "the right one"}
+        done = gatepost(*arguments, cwd=tmp_path, GATEPOST_WEBSERVER__PORT="0", **variables)
+    finally:
+        rows(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert done.returncode == 1
+    assert said.format(database=dsn.database) in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

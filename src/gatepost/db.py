@@ -19,13 +19,12 @@ from aiopg.sa.engine import get_dialect
 from gatepost.config import DbConfig
 from gatepost.driver import ANSWER_TIMEOUT, DriverConnection, Dsn
 from gatepost.embedded import EmbeddedPostgres
-from gatepost.errors import DatabaseUnavailable, Problem
+from gatepost.errors import DatabaseUnavailable, NotPermitted, Problem
 from gatepost.pool import ACQUIRE_TIMEOUT, Pool
 
-__all__ = ["Connection", "Database", "Dsn", "NotPermitted", "Statement", "array", "naming", "reach"]
+__all__ = ["Connection", "Database", "Dsn", "Statement", "array", "naming", "reach"]
 
 Connection: TypeAlias = aiopg.sa.SAConnection
-NotPermitted = psycopg2.errors.InsufficientPrivilege
 
 # Connections of their own for session checks, so that logins never starve them (sessions/lookup.py).
 LOOKUP_CONNECTIONS = 2
@@ -82,7 +81,7 @@ def naming(problems: Mapping[str, type[Problem]]) -> Iterator[None]:
 
 
 def _translate(error: BaseException) -> None:
-    """Raise DatabaseUnavailable for everything that means "the database cannot answer", and only for that."""
+    """Raise DatabaseUnavailable for everything that means "the database does not answer", and only for that."""
     if isinstance(error, asyncio.CancelledError):
         # aiopg's own cursors (BEGIN, COMMIT) turn the server's statement_timeout into a CancelledError that nobody
         # asked for, and aiohttp would drop the client's connection. A real cancellation shows in cancelling().
@@ -94,6 +93,8 @@ def _translate(error: BaseException) -> None:
         error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.InternalError | TimeoutError
     ):
         raise DatabaseUnavailable from error
+    elif isinstance(error, psycopg2.errors.InsufficientPrivilege):
+        raise NotPermitted(f"{error.diag.message_primary}: grant it to the role of db.user") from error
 
 
 def _without_timeouts(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -89,6 +89,7 @@ class Dsn:
             "password": self.password,
             "dbname": self.database,
             "application_name": "gatepost",
+            "client_encoding": "UTF8",  # whatever PGCLIENTENCODING says
             "sslmode": self.sslmode,
         }
         if self.sslrootcert:

@@ -201,6 +201,10 @@ class DatabaseRefuses(DatabaseUnavailable):
     """The database does not let us in."""
 
 
+class NotPermitted(DatabaseRefuses):
+    """The database does not let us do this."""
+
+
 class Stopping(Unavailable):
     """This node is about to stop: use another one."""
 

@@ -3,7 +3,8 @@
 import contextlib
 
 from gatepost.background import in_batches
-from gatepost.db import Connection, Database, NotPermitted, Statement
+from gatepost.db import Connection, Database, Statement
+from gatepost.errors import NotPermitted
 
 _LOCK = 0x67617465_65766E74  # "gateevnt"
 

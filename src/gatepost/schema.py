@@ -8,11 +8,13 @@ that, so that a node of the release before can start again while a new one is ro
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def check(dsn: Dsn) -> None:
 
 def current(dsn: Dsn) -> str | None:
     """The revision that the database is at; None before its first migration."""
-    with _connect(dsn) as connection:
+    with _reading(dsn) as connection:
         table = connection.execute(sa.text("SELECT to_regclass(:name)"), {"name": f"{SCHEMA}.alembic_version"})
         if table.scalar() is None:
             return None
@@ -84,7 +86,7 @@ def current(dsn: Dsn) -> str | None:
 
 def _served_from(dsn: Dsn) -> str | None:
     """The oldest revision whose code can serve the schema, as its last migration left word; None without any."""
-    with _connect(dsn) as connection:
+    with _reading(dsn) as connection:
         comment = connection.execute(
             sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')"), {"name": f"{SCHEMA}.alembic_version"}
         ).scalar()
@@ -199,10 +201,21 @@ def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -
     connection.commit()
 
 
+@contextlib.contextmanager
+def _reading(dsn: Dsn) -> Iterator[sa.Connection]:
+    """A connection, for looking at the schema. Raises SchemaError, DatabaseUnavailable."""
+    with _connect(dsn) as connection:
+        try:
+            yield connection
+        except sa.exc.DBAPIError as error:
+            reason = " ".join(str(error.orig).split())
+            raise SchemaError(f"{dsn.user} cannot read the schema in {dsn.database}: {reason}") from error
+
+
 def _connect(dsn: Dsn) -> sa.Connection:
     """A connection of its own; its session, and the advisory lock with it, ends when it is closed.
 
-    Raises DatabaseUnavailable.
+    Raises DatabaseUnavailable, and SchemaError for a database that cannot keep every name.
     """
     engine = sa.create_engine(
         "postgresql+psycopg2://",
@@ -212,9 +225,17 @@ def _connect(dsn: Dsn) -> sa.Connection:
         ),
     )
     try:
-        return engine.connect()
+        connection = engine.connect()
     except sa.exc.OperationalError as error:
         raise cannot_connect(dsn, error.orig) from error
+    driver: Any = connection.connection.driver_connection
+    if (encoding := driver.info.parameter_status("server_encoding")) != "UTF8":
+        connection.close()
+        raise SchemaError(
+            f"the database {dsn.database} has the encoding {encoding}: "
+            f"make another one, CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+        )
+    return connection
 
 
 if __name__ == "__main__":

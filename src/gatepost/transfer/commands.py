@@ -104,6 +104,8 @@ def _connection(settings: Config) -> Iterator[Any]:
         connection = queries.connect(dsn)
         try:
             yield connection
+        except (*queries.Gone, queries.NotPermitted) as error:
+            raise TransferError(f"the database: {str(error).strip().partition(chr(10))[0]}") from None
         finally:
             connection.close()
 

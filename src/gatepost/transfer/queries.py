@@ -15,6 +15,7 @@ from gatepost.transfer.users import ImportedUser
 # What says that a row is bad, rather than that the database is gone.
 BadRow = (psycopg2.errors.IntegrityError, psycopg2.errors.DataError)
 Gone = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
+NotPermitted = psycopg2.errors.InsufficientPrivilege
 
 _STAGE = """
     CREATE TEMPORARY TABLE incoming (
