@@ -226,6 +226,35 @@ def test_alembic_upgrade_head_is_gatepost_migrate(empty: Dsn) -> None:
     schema.check(empty)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("GATEPOST_DB__PORT", "1", "cannot connect to Postgres"),
+        ("GATEPOST_DB__PORT", "70000", "environment variable GATEPOST_DB__PORT: db.port: "),
+        ("GATEPOST_DB__USER", "{role}", "permission denied for database"),
+    ],
+)
+def test_alembic_says_in_a_line_what_is_wrong(empty: Dsn, variable: str, value: str, said: str) -> None:
+    role = f"{empty.database}_role"
+    rows(empty, f"CREATE ROLE {role} LOGIN PASSWORD %s", empty.password)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", "upgrade", "head"],
+            cwd=ROOT,
+            env=alembic_environment(empty) | {variable: value.format(role=role)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        rows(empty, f"DROP ROLE {role}")
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == f"FAILED: {done.stderr}"  # which is Alembic's way
+
+
 def test_alembic_can_print_the_sql_instead(empty: Dsn) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "alembic", "upgrade", "head", "--sql"],

@@ -22,9 +22,10 @@ from typing import Any
 import psycopg2
 import sqlalchemy as sa
 
-from gatepost.config import Config
+from gatepost.config import Config, ConfigError
 from gatepost.db import reach
 from gatepost.driver import Dsn, cannot_connect, wait_for
+from gatepost.embedded import EmbeddedError
 from gatepost.errors import DatabaseUnavailable
 from gatepost.tables import SCHEMA, metadata
 
@@ -117,8 +118,7 @@ def migrate(dsn: Dsn, revision: str = "head") -> None:
             else:
                 command.upgrade(config, revision)
         except (util.CommandError, sa.exc.DBAPIError) as error:
-            reason = getattr(error, "orig", None) or error
-            raise SchemaError(f"the migration failed: {' '.join(str(reason).split())}") from error
+            raise SchemaError(f"the migration failed: {_one_line(error)}") from error
 
 
 def bring_up_to_date(dsn: Dsn) -> None:
@@ -175,8 +175,19 @@ def run_migrations(context: Any) -> None:
     if given is not None:
         _run_on(given, context, settings)
         return
-    with reach(Config.load().db) as dsn, _connect(dsn) as connection:
-        _run_on(connection, context, settings)
+    try:
+        with reach(Config.load().db) as dsn, _connect(dsn) as connection:
+            _run_on(connection, context, settings)
+    except (ConfigError, DatabaseUnavailable, EmbeddedError, SchemaError, sa.exc.DBAPIError) as error:
+        from alembic.util import CommandError  # noqa: PLC0415 (see the module's docstring)
+
+        # What the `alembic` command tells in a line.
+        raise CommandError(_one_line(error)) from None
+
+
+def _one_line(error: Exception) -> str:
+    """What is wrong; of a database's error without SQLAlchemy's additions."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
 
 
 def _leave_word(*, ctx: Any, step: Any, **_: Any) -> None:
@@ -208,8 +219,7 @@ def _reading(dsn: Dsn) -> Iterator[sa.Connection]:
         try:
             yield connection
         except sa.exc.DBAPIError as error:
-            reason = " ".join(str(error.orig).split())
-            raise SchemaError(f"{dsn.user} cannot read the schema in {dsn.database}: {reason}") from error
+            raise SchemaError(f"{dsn.user} cannot read the schema in {dsn.database}: {_one_line(error)}") from error
 
 
 def _connect(dsn: Dsn) -> sa.Connection:
