@@ -1,6 +1,7 @@
 """The command line, run as an operator runs it."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from gatepost.db import Dsn
 from gatepost.routes import ROUTES
 from gatepost.schema import newest
 from tests.conftest import PASSWORD, rows
-from tests.gatepost_process import gatepost, running
+from tests.gatepost_process import environment, gatepost, running
 from tests.test_server import environment_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,6 +53,23 @@ def test_a_wrong_command_line_is_a_usage_error(run: Run, arguments: list[str]) -
     done = run(*arguments)
     assert done.returncode == 2
     assert "Usage" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+@pytest.mark.parametrize("arguments", [["routes"], ["openapi"]])
+def test_an_output_that_is_full_is_a_mistake_too(tmp_path: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gatepost", *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "gatepost: [Errno 28] No space left on device\n")
 
 
 def test_a_password_that_is_no_text_is_a_mistake_too(dsn: Dsn, tmp_path: Path) -> None:

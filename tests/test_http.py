@@ -164,7 +164,29 @@ async def test_an_expectation_nobody_can_meet_is_a_problem_and_no_500(client: Cl
 
 async def test_expect_100_continue_is_answered_before_the_body(client: Client, ada: dict[str, Any]) -> None:
     body = json.dumps({"username": "ada", "password": PASSWORD}).encode()
-    assert (await exchange(client, raw("POST", "/user", b"Expect: 100-continue", body=body))).status == 200
+    head = raw("POST", "/user", b"Expect: 100-continue", b"Content-Length: %d" % len(body))
+    assert client.server.port is not None
+    reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+    try:
+        async with asyncio.timeout(10):
+            for request, status in ((head, b"100"), (body, b"200")):
+                writer.write(request)
+                assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == status
+    finally:
+        writer.close()
+
+
+async def test_http_1_0_which_knows_no_100_continue_is_sent_none(client: Client, ada: dict[str, Any]) -> None:
+    body = json.dumps({"username": "ada", "password": PASSWORD}).encode()
+    head = b"POST /user HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+    assert client.server.port is not None
+    reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
+    try:
+        async with asyncio.timeout(10):
+            writer.write(head + body)
+            assert (await reader.readline()).split()[1] == b"200"
+    finally:
+        writer.close()
 
 
 async def test_every_401_says_how_to_authenticate(client: Client, ada: dict[str, Any]) -> None:

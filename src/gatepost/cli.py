@@ -53,6 +53,8 @@ def main() -> NoReturn:
         Problem,
     ) as error:
         print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201
+    except OSError as error:  # standard output is full, say
+        print(f"gatepost: {str(error) or repr(error)}", file=sys.stderr)  # noqa: T201
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(1)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
@@ -132,8 +132,11 @@ class QuietLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 async def _expect(request: web.Request) -> None:
-    """Ask for the body of those who wait to be asked; other expectations may be passed over (RFC 9110 §10.1.1)."""
-    if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport is not None:
+    """Ask for the body of those who wait to be asked; other expectations may be passed over, and all of HTTP/1.0
+    must be (RFC 9110 §10.1.1).
+    """
+    asked = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.version >= HttpVersion11
+    if asked and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
