@@ -86,6 +86,7 @@ async def test_many_checks_of_one_token_are_asked_once_and_all_answered(lookup: 
     (token_hash,) = seed(dsn, 1)
     found = await asyncio.gather(*(lookup.find(token_hash) for _ in range(100)))
     assert all(found)
+    assert (lookup.queries, lookup.tokens) == (1, 1)
 
 
 async def test_a_batch_is_bounded(lookup: Lookup, dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +132,30 @@ async def test_a_revocation_acknowledged_before_a_check_was_sent_is_always_seen(
         assert answers == [401] * 5
     stop.set()
     await asyncio.gather(*crowds)
+
+
+async def test_a_check_does_not_join_a_query_that_began_before_it_not_even_one_for_the_same_token(
+    lookup: Lookup, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (token_hash,) = seed(dsn, 1)
+    answered, go_on = asyncio.Event(), asyncio.Event()
+    honest = queries.live_sessions
+
+    async def hold(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
+        found = await honest(connection, hashes, idle)
+        answered.set()
+        await go_on.wait()
+        return found
+
+    monkeypatch.setattr(queries, "live_sessions", hold)
+    before = asyncio.create_task(lookup.find(token_hash))
+    await answered.wait()
+    rows(dsn, "DELETE FROM gatepost.sessions")
+    after = asyncio.create_task(lookup.find(token_hash))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await before is not None
+    assert await after is None
 
 
 async def test_a_session_opened_while_a_query_was_under_way_is_found_at_once(lookup: Lookup, dsn: Dsn) -> None:

@@ -71,14 +71,20 @@ def test_every_migration_goes_up_down_and_up_again(empty: Dsn) -> None:
         schema.migrate(empty, revision)
         assert schema.current(empty) == revision
         schema.migrate(empty, below)
+        assert schema.current(empty) == (None if below == "base" else below)
         schema.migrate(empty, revision)
+        assert schema.current(empty) == revision
     schema.check(empty)
 
 
-def test_going_down_to_base_leaves_no_table(empty: Dsn) -> None:
+def test_going_down_to_base_leaves_no_table_and_no_function(empty: Dsn) -> None:
     schema.migrate(empty)
     schema.migrate(empty, "base")
-    left = rows(empty, "SELECT relname FROM pg_class WHERE relnamespace = 'gatepost'::regnamespace AND relkind = 'r'")
+    left = rows(
+        empty,
+        "SELECT relname FROM pg_class WHERE relnamespace = 'gatepost'::regnamespace AND relkind = 'r' "
+        "UNION ALL SELECT proname FROM pg_proc WHERE pronamespace = 'gatepost'::regnamespace",
+    )
     assert left == [("alembic_version",)]
 
 
