@@ -1,6 +1,8 @@
 """The configuration: every key documented, every mistake named."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,28 @@ def test_a_missing_secrets_directory_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("GATEPOST_SECRETS_DIR", "/nowhere/at/all")
     with pytest.raises(ConfigError, match="/nowhere/at/all"):
         Config.load()
+
+
+@pytest.mark.parametrize("closed", ["secrets", "secrets/db__password"])
+def test_secrets_that_may_not_be_read_are_named(monkeypatch: pytest.MonkeyPatch, closed: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        secrets = Path(folder, "secrets")
+        secrets.mkdir()
+        (secrets / "db__password").write_text("hunter2")
+        Path(folder, closed).chmod(0)
+        monkeypatch.setenv("GATEPOST_SECRETS_DIR", str(secrets))
+        monkeypatch.chdir("/")
+        as_root = os.geteuid() == 0
+        try:
+            if as_root:
+                os.seteuid(65534)
+            with pytest.raises(ConfigError, match=f"secrets directory: .*Permission denied: '{folder}/{closed}'"):
+                Config.load()
+        finally:
+            if as_root:
+                os.seteuid(0)
+            Path(folder, closed).chmod(0o700)
 
 
 def test_no_secret_is_in_the_repr() -> None:

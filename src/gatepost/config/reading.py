@@ -47,7 +47,7 @@ def read(model: type[Model], file: Path | None, given: dict[str, Any]) -> Model:
         return model(**_merge(values, _secrets(model), EnvSettingsSource(model)(), given))
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(e, values, file) for e in error.errors())) from None
-    except ValueError as error:  # of a source: a secrets directory that is missing or unreadable
+    except (OSError, ValueError) as error:  # a secrets directory that is missing, or it or a file there unreadable
         raise ConfigError(f"environment or secrets directory: {' '.join(str(error).split())}") from None
 
 
@@ -55,6 +55,7 @@ def _secrets(model: type[BaseSettings]) -> dict[str, Any]:
     secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
     if not secrets_dir:
         return {}
+    os.scandir(secrets_dir).close()  # pydantic-settings takes one that it may not look into for an empty one
     return NestedSecretsSettingsSource(
         SecretsSettingsSource(model),
         secrets_dir=secrets_dir,
