@@ -15,13 +15,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from gatepost import events
-from gatepost.config import Config
+from gatepost.config import Config, ThrottleConfig
 from gatepost.db import Database, Dsn
 from gatepost.metrics import BUCKETS, Metrics
 from gatepost.ops import instruments
 from gatepost.routes import ROUTES
 from gatepost.server import WebServer
 from gatepost.sessions import upkeep
+from gatepost.throttle import Limit, Throttle
 from tests.conftest import (
     PASSWORD,
     Client,
@@ -395,3 +396,10 @@ async def test_every_metric_of_ours_is_in_the_docs_and_no_other(client: Client) 
     async with client.get("/metrics") as answer:
         there = set(re.findall(r"^# TYPE (gatepost_\w+)", await answer.text(), re.MULTILINE))
     assert set(re.findall(r"^\| `(gatepost_\w+)", text, re.MULTILINE)) == there
+
+
+def test_every_limit_that_can_be_counted_is_in_the_docs() -> None:
+    text = (DOCS.parent / "monitoring.md").read_text("utf-8")
+    [row] = re.findall(r"^\| `gatepost_throttled_total` .*$", text, re.MULTILINE)
+    limits = [limit for limit in vars(Throttle(ThrottleConfig(), bytes(32))).values() if isinstance(limit, Limit)]
+    assert set(re.findall(r"`(\w+)`", row)) - {"gatepost_throttled_total", "what"} == {limit.name for limit in limits}
