@@ -158,8 +158,9 @@ class History:
 # --------------------------------------------------------------------------------------------------- S1 to S3
 
 
-# Whatever else is an answer of this service is not one of these.
-_STATUSES = {200, 201, 401, 403, 429, 503, None}
+# What a request of each kind may be answered; the load has no throttles.
+_USUAL: set[int | None] = {200, 401, 503, None}
+_STATUSES: dict[Kind, set[int | None]] = {"register": {201, 503, None}, "change": {*_USUAL, 403}}
 
 
 def judge(requests: Iterable[Request]) -> list[Violation]:
@@ -173,7 +174,7 @@ def judge(requests: Iterable[Request]) -> list[Violation]:
 
 
 def _judge_one(history: History, r: Request) -> Iterator[Violation]:
-    if r.status not in _STATUSES:
+    if r.status not in _STATUSES.get(r.kind, _USUAL):
         yield Violation("S3", f"{r.kind} was answered {r.status} {r.code}", r)
     if r.final and r.unavailable:
         yield Violation("S2", f"{r.kind} cannot be told when all is over: {r.status}", r)

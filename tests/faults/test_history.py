@@ -152,7 +152,7 @@ def test_s3_a_valid_token_that_is_refused_is_reported() -> None:
     refused = request(6, "check", 401, token=MINE)
     assert rules(judge([*signed_up(), refused, *looked_again()])) == [("S3", 6)]
     # What was itself refused ended nothing, and neither did what came later.
-    no_end = request(5, "sign_out", 403, token=OTHER)
+    no_end = request(5, "sign_out", 401, token=OTHER)
     later = request(7, "logout", 503, token=MINE)
     assert rules(judge([*signed_up(), no_end, refused, later, *looked_again()])) == [("S3", 6)]
     in_flight = replace(later, sent=6.05)
@@ -182,7 +182,7 @@ def test_s3_a_wrong_password_that_is_accepted_is_reported() -> None:
     assert rules(judge(history)) == [("S3", 6)]
 
 
-@pytest.mark.parametrize("status", [500, 502, 404, 302])
+@pytest.mark.parametrize("status", [500, 502, 404, 302, 429, 403])
 def test_s3_an_answer_that_is_not_this_services_is_reported(status: int) -> None:
     history = [*signed_up(), request(6, "check", status, token=MINE), *looked_again()]
     assert rules(judge(history)) == [("S3", 6)]
