@@ -3,7 +3,9 @@
 import asyncio
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from bisect import bisect_left
@@ -331,6 +333,37 @@ print(json.dumps([both, one, folder.exists()]))
         assert value(samples, "gatepost_throttled_total", what="login") == 3
         assert value(samples, "gatepost_hashes_total") == 30
         assert value(samples, "gatepost_hashing_waiting") == waiting
+
+
+def test_what_killed_processes_have_shared_is_removed_at_the_next_start_and_that_of_a_living_one_is_not() -> None:
+    # One forked is as good as the first, whose end it outlives.
+    script = """
+import os, sys
+from gatepost import metrics
+folder = metrics.share()
+if os.fork():
+    os._exit(0)
+print(folder, os.getpid(), flush=True)
+sys.stdin.read()
+metrics.forget(folder)
+"""
+
+    def start() -> tuple[subprocess.Popen[str], Path, int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        folder, pid = process.stdout.readline().split()
+        return process, Path(folder), int(pid)
+
+    killed, living = start(), start()
+    os.kill(killed[2], signal.SIGKILL)
+    killed[0].communicate(timeout=10)
+    third = start()
+    assert [folder.exists() for _, folder, _ in (killed, living, third)] == [False, True, True]
+    for process, folder, _ in (living, third):
+        process.communicate(timeout=10)
+        assert not folder.exists()
 
 
 # ------------------------------------------------------------------------------ the dashboard and the alerts

@@ -4,6 +4,7 @@ No label's value comes from a client: routes are templates, methods those that w
 numbers of its own (a pool, the hasher) is asked for them at a scrape, and knows nothing of this module.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_PREFIX, _LOCK = "gatepost-metrics-", "lock"
 
 # Seconds. A check takes 1 to 5 ms, a login 30 to 100; 50 ms is what a check may take under a flood of logins, 0.5 s
 # the wait for a connection, 2 s that for the database.
@@ -181,12 +183,37 @@ class Metrics:
 def share() -> Path:
     """Make a folder in which the processes forked from now on keep their metrics together, and return it.
 
-    Before the first `Metrics`, since prometheus_client looks once. It is for the caller to remove (`forget`).
+    Before the first `Metrics`, since prometheus_client looks once. It is for the caller to remove (`forget`); if all
+    of them are killed, for whoever starts next.
     """
     memory = Path("/dev/shm")  # noqa: S108 (mkdtemp below makes a folder that is ours alone)
-    folder = tempfile.mkdtemp(prefix="gatepost-metrics-", dir=memory if os.access(memory, os.W_OK) else None)
-    os.environ[_FOLDER] = folder
-    return Path(folder)
+    parent = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    _forget_the_dead(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    # Under another name until it is locked, or somebody else who starts just now would take it for a dead one's.
+    unlocked = folder / "unlocked"
+    descriptor = os.open(unlocked, os.O_CREAT | os.O_RDONLY, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # for as long as this process lives, or one forked from it
+    unlocked.rename(folder / _LOCK)
+    os.environ[_FOLDER] = str(folder)
+    return folder
+
+
+def _forget_the_dead(parent: Path) -> None:
+    """Remove what processes that were killed have left there: it is memory."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:  # another user's, or gone
+            continue
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:  # somebody lives
+            pass
+        finally:
+            os.close(descriptor)
 
 
 def worker_ended(pid: int) -> None:
