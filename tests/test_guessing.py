@@ -6,6 +6,7 @@ import re
 import time
 from typing import Any
 
+import psycopg2
 import pytest
 
 from gatepost.config import Config, SessionsConfig, ThrottleConfig
@@ -16,7 +17,17 @@ from gatepost.errors import Overloaded
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
 from gatepost.web import METRICS
-from tests.conftest import PASSWORD, Client, CountRoundTrips, StartServer, log_in, register, rows, status_of
+from tests.conftest import (
+    PASSWORD,
+    Client,
+    CountRoundTrips,
+    StartServer,
+    eventually,
+    log_in,
+    register,
+    rows,
+    status_of,
+)
 from tests.test_addresses import trusting
 from tests.test_throttle import later
 
@@ -165,6 +176,21 @@ async def test_a_login_that_nobody_had_time_for_does_not_count(
     assert [await guess(client) for _ in range(30)] == [503] * 30
     monkeypatch.setattr(Credentials, "check", honest)
     assert [await guess(client) for _ in range(11)] == [401] * 10 + [429]
+
+
+async def test_a_login_that_the_database_had_no_time_to_decide_does_not_count(client: Client, dsn: Dsn) -> None:
+    await register(client, "ada")
+    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+    try:
+        holder.cursor().execute("LOCK gatepost.sessions IN ACCESS EXCLUSIVE MODE")
+        async with asyncio.TaskGroup() as logins:
+            answers = [logins.create_task(guess(client, ip=HOME, password=PASSWORD)) for _ in range(5)]
+    finally:
+        holder.close()
+    assert [answer.result() for answer in answers] == [503] * 5
+    taken = "SELECT count(*) FROM gatepost.throttles WHERE due > clock_timestamp() AND substring(key FOR 1) <> 'r'"
+    await eventually(lambda: rows(dsn, taken) == [(0,)])
+    assert [await guess(client, ip=HOME) for _ in range(11)] == [401] * 10 + [429]
 
 
 async def test_every_failure_is_two_statements_and_a_refusal_is_one(

@@ -6,6 +6,7 @@ kept, the moment at which it will be full again. An attempt moves that on by the
 The database's clock judges, and a refused attempt changes nothing.
 """
 
+import asyncio
 import contextlib
 import hmac
 import math
@@ -214,7 +215,8 @@ async def give_back(connection: Connection, taken: Taken) -> None:
 
 @contextlib.asynccontextmanager
 async def given_back_unless_judged(database: Database, taken: Taken) -> AsyncIterator[None]:
-    """Give back the attempts that come to no judgement: or an overload would lock everybody out.
+    """Give back the attempts that come to no judgement: or an overload, or a table that is locked for a while, would
+    lock everybody out who tries again meanwhile.
 
     And those of the last administrator, whose password was right: the statement that would have given them back was
     undone as a whole.
@@ -222,9 +224,11 @@ async def given_back_unless_judged(database: Database, taken: Taken) -> AsyncIte
     try:
         yield
     except (Unavailable, InvalidBody, LastAdmin) as problem:
-        if taken.buckets and not isinstance(problem, DatabaseUnavailable):
-            with contextlib.suppress(DatabaseUnavailable):
-                await database.write(give_back, taken)
+        if taken.buckets:
+            giving = database.begin_write(give_back, taken)
+            if not isinstance(problem, DatabaseUnavailable):  # else it may hang, and the answer has waited already
+                with contextlib.suppress(DatabaseUnavailable):
+                    await asyncio.shield(giving)
         raise
 
 

@@ -108,11 +108,13 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     setting = stored or dummy
     async with given_back_unless_judged(database, taken):
         digest, failure_due = await while_connected(request, credentials.check(setting, login.password, queued_for))
-    token = str(uuid.uuid4())
-    attempt = queries.Attempt(name, setting, digest, hash_token(token), ip, user_agent(request), entry.place, taken)
-    opened = await database.write(
-        queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
-    )
+        token = str(uuid.uuid4())
+        attempt = queries.Attempt(
+            name, setting, digest, hash_token(token), ip, user_agent(request), entry.place, taken
+        )
+        opened = await database.write(
+            queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
+        )
     if opened is None:
         # Kinds of hash take different times: what is lost is answered at a common moment, holding nothing until then.
         await asyncio.sleep(failure_due - time.monotonic())
