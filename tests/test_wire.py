@@ -439,6 +439,8 @@ async def test_the_password_of_a_caller_who_has_gone_is_not_hashed_and_its_place
                 await eventually(lambda: hasher.waiting == 3)
                 assert (await exchange(client, attempt(4))).status == 503
             await eventually(lambda: hasher.waiting == 0)
+            async with client.get("/metrics") as scraped:
+                assert 'gatepost_logins_total{outcome="abandoned"} 3.0' in await scraped.text()
             go_on.set()
             assert (await stays[0].readline()).startswith(b"HTTP/1.1 401")
         async with client.post("/user", json={"username": "ada", "password": PASSWORD}) as answer:

@@ -24,8 +24,17 @@ _PREFIX, _LOCK = "gatepost-metrics-", "lock"
 # the wait for a connection, 2 s that for the database.
 BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-Outcome = Literal["won", "lost", "throttled", "unavailable", "malformed"]
-OUTCOMES: dict[int, Outcome] = {200: "won", 401: "lost", 429: "throttled", 503: "unavailable"}
+# As nginx notes a request whose caller hung up before there was an answer; nobody is ever sent it.
+ABANDONED = 499
+
+Outcome = Literal["won", "lost", "throttled", "unavailable", "abandoned", "malformed"]
+OUTCOMES: dict[int, Outcome] = {
+    200: "won",
+    401: "lost",
+    429: "throttled",
+    503: "unavailable",
+    ABANDONED: "abandoned",
+}
 """How a login ended, by its answer's status; with any other it was ``malformed``. Never by the reason: what tells an
 unknown name from a wrong password would tell it to all who can read a metric."""
 

@@ -1,5 +1,6 @@
 """HTTP, the part that every feature shares: reading a body and a token, and where errors end."""
 
+import asyncio
 import json
 import logging
 import re
@@ -28,7 +29,7 @@ from gatepost.errors import (
     UnsupportedMediaType,
 )
 from gatepost.logs import OneWarning
-from gatepost.metrics import Metrics
+from gatepost.metrics import ABANDONED, Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.serving import Stopping
 from gatepost.throttle import Throttle
@@ -93,6 +94,9 @@ def problems(observer: Observer) -> Middleware:
             response = await handler(request)
         except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
             return refuse(request, error, began)
+        except asyncio.CancelledError:  # it may have cost an attempt at a password, so it is not passed over
+            observer.saw(request, web.Response(status=ABANDONED), time.perf_counter() - began)
+            raise
         observer.saw(request, response, time.perf_counter() - began)
         return response
 
