@@ -211,6 +211,31 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
     await eventually(lambda: connection not in server_of(client).admission.members)
 
 
+@pytest.mark.parametrize("path", ["/user", "/ping"])
+async def test_a_body_in_tiny_chunks_is_read_in_small_pieces_and_cut_off_when_it_does_not_end(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    client = await serve()
+    read: list[int] = []
+    honest = wire.Connection.data_received
+
+    def note(connection: wire.Connection, data: bytes) -> None:
+        read.append(len(data))
+        honest(connection, data)
+
+    monkeypatch.setattr(wire.Connection, "data_received", note)
+    async with connected(client) as (_, writer):
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"1\r\nx\r\n" * 10_000)
+                await writer.drain()
+        assert sum(read) < 2 * wire.MAX_CHUNKED
+        assert read[0] <= 4096
+        assert max(read[1:]) <= 1024
+        await eventually(lambda: not server_of(client).admission)
+
+
 async def test_slow_clients_do_not_keep_others_from_being_served(serve: Serve) -> None:
     client = await serve(header_timeout=2 * DUE, body_timeout=2 * DUE)
     manner = Manner(port_of(client), pause=DUE / 2, last=GRACE)
