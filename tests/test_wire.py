@@ -211,6 +211,30 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
     await eventually(lambda: connection not in server_of(client).admission.members)
 
 
+async def test_of_many_clients_that_never_read_those_with_most_time_had_are_cut_off(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MAX_UNTAKEN", 3)
+    client = await serve()
+    server = server_of(client)
+    crowd = []
+    for _ in range(5):
+        before = set(server.untaken)
+        crowd.append(asyncio.create_task(slow_clients.deaf(Manner(port_of(client)))))
+        await eventually(lambda before=before: not set(server.untaken) <= before)  # type: ignore[misc]
+    try:
+        await asyncio.wait(crowd[:2], timeout=GRACE)
+        assert [each.done() for each in crowd] == [True, True, False, False, False]
+        assert len(server.untaken) == 3
+    finally:
+        for each in crowd:
+            each.cancel()
+        await asyncio.wait(crowd)
+    await eventually(lambda: not server.untaken)
+    async with client.get("/health/live") as answer:
+        assert answer.status == 200
+
+
 @pytest.mark.parametrize("path", ["/user", "/ping"])
 async def test_a_body_in_tiny_chunks_is_read_in_small_pieces_and_cut_off_when_it_does_not_end(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, path: str

@@ -28,6 +28,8 @@ T = TypeVar("T")
 _READ, _READ_CHUNKED = 4096, 1024
 # Bytes of a chunked body with what is around its chunks: six times its data where each has one byte.
 MAX_CHUNKED = 10 * MAX_BODY
+# Answers that may wait at once for clients to take them: the largest hold 220 KB each (measured).
+MAX_UNTAKEN = 256
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
@@ -127,8 +129,8 @@ class Connection(RequestHandler):
                 self._receiving = None
                 self._receive_by = _NEVER
                 self._read_slowly(False)
-            elif self._chunked_left < 0 and self._pipe is not None:
-                self._pipe.abort()  # answered long ago, and goes on
+            elif self._chunked_left < 0:
+                self.cut_off()  # answered long ago, and goes on
         elif data and self._receiving is None:
             self._expect("", self._config.header_timeout)
 
@@ -152,11 +154,20 @@ class Connection(RequestHandler):
         super().pause_writing()
         self._send_by = self._loop.time() + self._config.body_timeout
         self._arm(self._send_by)
+        if self._manager is not None:
+            cast("Server", self._manager).untaken_by(self)
 
     def resume_writing(self) -> None:
         """It has taken all."""
         super().resume_writing()
         self._send_by = _NEVER
+        if self._manager is not None:
+            cast("Server", self._manager).untaken.pop(self, None)
+
+    def cut_off(self) -> None:
+        """End it, whatever is on its way; `close` would go on waiting for the client."""
+        assert self._pipe is not None
+        self._pipe.abort()
 
     def _arm(self, due: float) -> None:
         """Look again when it is due. A timer that finds nothing is cheaper than ending it with each request."""
@@ -170,8 +181,7 @@ class Connection(RequestHandler):
         self._timer = None
         now = self._loop.time()
         if self._send_by <= now:
-            assert self._pipe is not None
-            self._pipe.abort()  # close() would go on waiting for the client
+            self.cut_off()
         elif self._receive_by <= now:
             self._receive_by = _NEVER
             self._give_up()
@@ -228,6 +238,16 @@ class Server(web.Server):
         super().__init__(handler, **options)
         self._config = config
         self.admission = admission
+        self.untaken: dict[Connection, None] = {}
+        """Connections whose answer waits to be taken, that which waits longest first."""
+
+    def untaken_by(self, connection: Connection) -> None:
+        """An answer begins to wait; where too many do, the client that has had most time is cut off."""
+        self.untaken[connection] = None
+        if len(self.untaken) > MAX_UNTAKEN:
+            longest = next(iter(self.untaken))
+            del self.untaken[longest]
+            longest.cut_off()
 
     def __call__(self) -> Connection:
         """A connection, for asyncio."""
@@ -238,6 +258,7 @@ class Server(web.Server):
         super().connection_lost(handler, exc)
         connection = cast("Connection", handler)
         self.admission.leave(connection, connection.address)
+        self.untaken.pop(connection, None)
 
 
 class Runner(web.AppRunner):
