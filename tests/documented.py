@@ -30,7 +30,7 @@ class Documented:
     def __init__(self, document: str | None = None) -> None:
         self.violations: list[str] = []
         # A schema is taken out of the document here, so its references must say where the document is.
-        self._document: Json = json.loads((document or api_document()).replace('"#/', '"urn:api#/'))
+        self._document: Json = json.loads((document or api_document().decode()).replace('"#/', '"urn:api#/'))
         close(self._document["components"]["schemas"])
         self._registry: Any = Registry().with_resource("urn:api", DRAFT202012.create_resource(self._document))
 

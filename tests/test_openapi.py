@@ -104,7 +104,7 @@ async def test_the_document_is_made_when_somebody_asks_for_it_and_holds_up_nobod
     asked_for = threading.Event()
     finish = threading.Event()
 
-    def make() -> str:
+    def make() -> bytes:
         asked_for.set()
         assert finish.wait(10)
         return api_document()
@@ -281,3 +281,19 @@ async def test_the_page_shows_every_operation(client: Client) -> None:
     assert "undefined" not in shown
     for code in set().union(*map(codes, OPERATIONS.values())):
         assert f"<code>{code}</code>" in shown
+
+
+async def test_all_answers_share_one_document(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[object] = []
+    honest = web.Response.write_eof
+
+    async def note(response: web.Response, data: bytes = b"") -> None:
+        bodies.append(response.body)
+        await honest(response, data)
+
+    monkeypatch.setattr(web.Response, "write_eof", note)
+    for _ in range(2):
+        await client.get("/openapi.json")
+    first, second = bodies
+    assert isinstance(first, bytes)
+    assert first is second

@@ -89,7 +89,7 @@ class WebServer:
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())
         self._share(STOPPING, self.stopping)
-        document: Callable[[], str] = api_document
+        document: Callable[[], bytes] = api_document
         self.app[ops.DOCUMENT] = document
         self.app[ops.FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
