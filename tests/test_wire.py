@@ -7,14 +7,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gatepost import admission, wire
+from gatepost import admission, runner, wire
 from gatepost.config import Config, ConfigError, WebServerConfig
 from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
@@ -22,7 +22,7 @@ from gatepost.credentials.kinds import Kind
 from gatepost.db import Dsn
 from gatepost.web import CREDENTIALS
 from tests import slow_clients
-from tests.conftest import PASSWORD, Client, StartServer, eventually, register, rows
+from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.gatepost_process import environment, gatepost
 from tests.slow_clients import Manner
 from tests.test_bad_input import exchange, judge, raw
@@ -46,10 +46,10 @@ def serve(config: Config, start_server: StartServer) -> Serve:
     return start
 
 
-def server_of(client: Client) -> wire.Server:
+def server_of(client: Client) -> runner.Server:
     assert client.server.runner is not None
     server = client.server.runner.server
-    assert isinstance(server, wire.Server)
+    assert isinstance(server, runner.Server)
     return server
 
 
@@ -90,6 +90,22 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> byt
 
 
 OK = b"HTTP/1.1 200 OK"
+LOGIN = raw("POST", "/user", body=b'{"username":"nobody","password":"%s"}' % PASSWORD.encode())
+
+
+@pytest.fixture
+def no_hash_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Until the test does: a login is then under way, and it is not its client that keeps it waiting."""
+    go_on, honest = threading.Event(), hashing.derive
+
+    def wait(kind: Kind, secret: bytes) -> Derived:
+        assert go_on.wait(20)
+        return honest(kind, secret)
+
+    monkeypatch.setattr(hashing, "derive", wait)
+    yield
+    go_on.set()
+
 
 # ---------------------------------------------------------------------------------------------- deadlines
 
@@ -214,23 +230,23 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
 async def test_of_many_clients_that_never_read_those_with_most_time_had_are_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MAX_UNTAKEN", 3)
+    monkeypatch.setattr(admission, "MAX_UNTAKEN", 3)
     client = await serve()
     server = server_of(client)
     crowd = []
     for _ in range(5):
-        before = set(server.untaken)
+        before = set(server.admission.untaken)
         crowd.append(asyncio.create_task(slow_clients.deaf(Manner(port_of(client)))))
-        await eventually(lambda before=before: not set(server.untaken) <= before)  # type: ignore[misc]
+        await eventually(lambda before=before: not set(server.admission.untaken) <= before)  # type: ignore[misc]
     try:
         await asyncio.wait(crowd[:2], timeout=GRACE)
         assert [each.done() for each in crowd] == [True, True, False, False, False]
-        assert len(server.untaken) == 3
+        assert len(server.admission.untaken) == 3
     finally:
         for each in crowd:
             each.cancel()
         await asyncio.wait(crowd)
-    await eventually(lambda: not server.untaken)
+    await eventually(lambda: not server.admission.untaken)
     async with client.get("/health/live") as answer:
         assert answer.status == 200
 
@@ -289,13 +305,31 @@ async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(s
         assert server_of(client).admission.refused == 0
 
 
+@pytest.mark.parametrize("patience", [0, 60])
+async def test_at_the_limit_who_is_slow_with_a_body_makes_room_as_who_is_idle(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    monkeypatch.setattr(wire, "_PATIENCE", patience)
+    client = await serve(max_connections=2)
+    async with connected(client) as slow, connected(client) as idle:
+        slow[1].write(slow_clients.BODY)
+        await eventually(lambda: len(busy(client)) == 1)
+        assert await ask(*idle) == OK
+        async with connected(client) as newcomer:
+            assert await ask(*newcomer) == OK
+            closed = slow if patience == 0 else idle
+            assert await closed[0].read() == b""
+        assert server_of(client).admission.refused == 0
+
+
+@pytest.mark.usefixtures("no_hash_ends")
 async def test_when_all_are_busy_a_newcomer_is_refused_until_one_is_done(
     serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await serve(max_connections=2)
     async with connected(client) as one, connected(client) as other:
         for _, writer in (one, other):
-            writer.write(slow_clients.BODY)
+            writer.write(LOGIN)
         await eventually(lambda: len(busy(client)) == 2)
         for _ in range(3):
             async with connected(client) as newcomer:
@@ -310,11 +344,12 @@ async def test_when_all_are_busy_a_newcomer_is_refused_until_one_is_done(
             assert "gatepost_connections 2.0" in text
 
 
+@pytest.mark.usefixtures("no_hash_ends")
 async def test_one_address_cannot_take_the_places_of_others(serve: Serve) -> None:
     client = await serve(max_connections=4, max_connections_per_address=2)
     async with connected(client, "127.0.0.2") as one, connected(client, "127.0.0.2") as other:
         for _, writer in (one, other):
-            writer.write(slow_clients.BODY)
+            writer.write(LOGIN)
         await eventually(lambda: len(busy(client)) == 2)
         async with connected(client, "127.0.0.2") as third:
             assert await ask(*third) == b""
@@ -454,6 +489,41 @@ async def test_what_is_no_http_is_a_problem_of_our_shape_that_repeats_nothing(
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert b"hunter2" not in answer.body
     assert "hunter2" not in caplog.text
+
+
+# ------------------------------------------------------------------------- callers who say that this was all
+
+
+async def said(client: Client, request: bytes) -> bytes:
+    """All that is answered to a client that sends this and no more, and still reads."""
+    async with connected(client) as (reader, writer):
+        writer.write(request)
+        writer.write_eof()
+        return await reader.read()
+
+
+async def test_what_was_asked_before_the_client_said_that_this_was_all_is_answered(
+    serve: Serve,
+) -> None:
+    client = await serve()
+    await register(client, "ada")
+    check = raw("GET", "/user", b"Authorization: " + (await log_in(client, "ada")).encode())
+    for request in (slow_clients.GET, check, check + slow_clients.GET + check):
+        answers = await said(client, request)
+        assert answers.count(b"HTTP/1.1 200 OK\r\n") == request.count(b"HTTP/1.1\r\n"), answers
+    assert await said(client, b"") == b""
+    await eventually(lambda: len(server_of(client).admission) == 1)  # that of the login
+
+
+async def test_a_request_that_breaks_off_there_is_400(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    client = await serve()
+    head = len(LOGIN.split(b"\r\n\r\n")[0])
+    for broken in (LOGIN[:9], LOGIN[:head], LOGIN[: head + 4], LOGIN[:-1]):
+        assert (await said(client, broken))[8:13] == b" 400 ", broken
+    answers = await said(client, slow_clients.GET + LOGIN[:-1])
+    assert answers.count(b"HTTP/1.1 ") == 2 or answers.startswith(b"HTTP/1.1 200 "), answers
+    assert not caplog.records
+    await eventually(lambda: not server_of(client).admission)
 
 
 # ------------------------------------------------------------------------------------------ callers who leave

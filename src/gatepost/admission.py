@@ -1,4 +1,4 @@
-"""How many connections there may be, in all and from one address."""
+"""How many connections there may be, in all and from one address; and how many answers that nobody takes."""
 
 import contextlib
 import math
@@ -15,6 +15,8 @@ OPERATOR_CONNECTIONS = 100
 # Open files that are no client's connection: the operators', ours, and those just accepted and about to be closed
 # (asyncio takes 128 in one go, and closes them two turns of its loop later).
 SPARE_DESCRIPTORS = 512 + OPERATOR_CONNECTIONS
+# Answers that may wait at once for clients to take them: the largest hold 100 KB each (measured).
+MAX_UNTAKEN = 256
 # At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
 _ROOM = 16
 
@@ -47,14 +49,17 @@ class Member(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request is under way."""
+        """Whether it is the client's turn: nothing is asked, or not all of it is here."""
 
     @property
-    def idle_since(self) -> float:
-        """A time that grows with that of its last answer, or of its beginning."""
+    def waiting_since(self) -> float:
+        """A time that grows with how lately that began."""
 
     def force_close(self) -> None:
         """End it."""
+
+    def cut_off(self) -> None:
+        """End it, with what is still to be sent."""
 
 
 T = TypeVar("T", bound=Member)
@@ -71,18 +76,18 @@ class _Group(Generic[T]):
         self.members: set[T] = set()
 
     def has_room(self, now: float) -> bool:
-        """Whether there is room, or can be made by closing those that have been idle longest."""
+        """Whether there is room, or can be made by closing those whose clients have kept us waiting longest."""
         if len(self.members) < self._limit:
             return True
         if now < self._look_again:
             return False
-        idle = sorted((m for m in self.members if m.is_waiting), key=lambda m: m.idle_since)
-        for member in idle[: 1 + self._limit // _ROOM]:
+        waiting = sorted((m for m in self.members if m.is_waiting), key=lambda m: m.waiting_since)
+        for member in waiting[: 1 + self._limit // _ROOM]:
             self.members.discard(member)
             member.force_close()
-        if not idle:
+        if not waiting:
             self._look_again = now + 1
-        return bool(idle)
+        return bool(waiting)
 
 
 class Admission(Generic[T]):
@@ -95,6 +100,8 @@ class Admission(Generic[T]):
         self.refused = 0
         """Connections that were turned away since the start."""
         self._told = -math.inf
+        self.untaken: dict[T, None] = {}
+        """Whose answer waits to be taken, that which waits longest first."""
 
     def __len__(self) -> int:
         """How many are in."""
@@ -124,11 +131,24 @@ class Admission(Generic[T]):
 
     def leave(self, member: T, address: bytes | None) -> None:
         """Count one out."""
+        self.go_on(member)
         self._all.members.discard(member)
         if address is not None and (group := self._of_address.get(address)) is not None:
             group.members.discard(member)
             if not group.members:
                 del self._of_address[address]
+
+    def wait(self, member: T) -> None:
+        """An answer begins to wait; where too many do, the client that has had most time is cut off."""
+        self.untaken[member] = None
+        if len(self.untaken) > MAX_UNTAKEN:
+            longest = next(iter(self.untaken))
+            del self.untaken[longest]
+            longest.cut_off()
+
+    def go_on(self, member: T) -> None:
+        """It waits no more."""
+        self.untaken.pop(member, None)
 
 
 def network(peername: object, shared: Collection[Network] = ()) -> bytes | None:

@@ -19,9 +19,9 @@ from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
 from gatepost.routes import ROUTES
+from gatepost.runner import PurePythonParser
 from gatepost.server import WebServer
 from gatepost.transfer import commands as transfer
-from gatepost.wire import PurePythonParser
 
 app = typer.Typer(
     help="A self-hosted sign-in service.",

@@ -30,6 +30,7 @@ from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
+from gatepost.runner import Runner, require_parser
 from gatepost.serving import ACCEPTS, LINGER, Stopping, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions.failures import FailedLookups
@@ -52,7 +53,6 @@ from gatepost.web import (
     set_common_headers,
 )
 from gatepost.welcome import welcome
-from gatepost.wire import Runner, require_parser
 
 # Seconds after which a process that shares its metrics writes down those that it is asked for.
 LOOK = 5.0
@@ -116,7 +116,7 @@ class WebServer:
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
 
-        Raises wire.PurePythonParser, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
+        Raises runner.PurePythonParser, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
         errors.DatabaseUnavailable, and StartError when the operators' address cannot be had.
         """
         try:

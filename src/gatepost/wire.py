@@ -5,21 +5,21 @@ unfinished and at no other time: a request that arrives whole, as nearly all do,
 """
 
 import asyncio
-import logging
 import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
-from aiohttp import http, http_parser, web
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gatepost.admission import Admission, admissible, network
-from gatepost.config import Config, WebServerConfig
+from gatepost.admission import Admission, network
+from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
 from gatepost.jitter import jitter
-from gatepost.web import MAX_BODY, QuietLogger, add_common_headers, render
+from gatepost.web import MAX_BODY, add_common_headers, render
 
 T = TypeVar("T")
 
@@ -28,29 +28,18 @@ T = TypeVar("T")
 _READ, _READ_CHUNKED = 4096, 1024
 # Bytes of a chunked body with what is around its chunks: six times its data where each has one byte.
 MAX_CHUNKED = 10 * MAX_BODY
-# Answers that may wait at once for clients to take them: the largest hold 100 KB each (measured).
-MAX_UNTAKEN = 256
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
-
-
-class PurePythonParser(Exception):
-    """aiohttp would parse HTTP in Python: slower, and laxer than the parser that is tested here."""
-
-
-def require_parser() -> None:
-    """Raise PurePythonParser unless aiohttp parses with its compiled llhttp."""
-    if http.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise PurePythonParser(
-            "aiohttp runs without its compiled HTTP parser: unset AIOHTTP_NO_EXTENSIONS, or install a wheel of it"
-        )
+# Seconds that a body may take before it is as good a reason to be closed, where there are too many, as to be idle.
+_PATIENCE = 5.0
 
 
 class Connection(RequestHandler):
     """One client's connection. Whatever the client has begun must be finished in time."""
 
     __slots__ = (
+        "_admission",
         "_chunked_left",
         "_config",
         "_pipe",
@@ -59,11 +48,15 @@ class Connection(RequestHandler):
         "_send_by",
         "_timer",
         "address",
+        "ended",
         "waiting",
     )
 
-    def __init__(self, server: "Server", config: WebServerConfig, **options: Any) -> None:
-        super().__init__(cast("web.Server", server), **options)
+    def __init__(
+        self, server: web.Server, admission: "Admission[Connection]", config: WebServerConfig, **options: Any
+    ) -> None:
+        super().__init__(server, **options)
+        self._admission = admission
         self._config = config
         self._pipe: asyncio.Transport | None = None  # aiohttp lets go of its own before it is closed
         self._timer: asyncio.TimerHandle | None = None
@@ -74,13 +67,14 @@ class Connection(RequestHandler):
         self.address: bytes | None = None
         self.waiting: asyncio.Task[Any] | None = None
         """What is done for this caller alone, and for nobody once it has gone."""
+        self.ended = False
+        """Whether the client sends no more: it has gone, or it has only said all it had to say."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there, or is turned away."""
         self._pipe = cast("asyncio.Transport", transport)
-        server = cast("Server", self._manager)
         self.address = network(self._pipe.get_extra_info("peername"), self._config.trusted_proxies)
-        if not server.admission.admit(self, self.address, self._loop.time()):
+        if not self._admission.admit(self, self.address, self._loop.time()):
             # At once and without a word: an answer would cost more than the client's attempt did, and a reset would
             # overtake it, since the request is there already and not read.
             self._manager = None
@@ -94,21 +88,30 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client has gone."""
+        self.ended = True
         if self._timer is not None:
             self._timer.cancel()
+        self._admission.leave(self, self.address)
         super().connection_lost(exc)
         if self.waiting is not None:
             self.waiting.cancel()
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no request is under way: the client's turn."""
-        return self._waiter is not None and not self._waiter.done()
+        """Whether it is the client's turn: nothing is asked, or not all of it is here."""
+        return isinstance(self._receiving, StreamReader) or self._is_idle
 
     @property
-    def idle_since(self) -> float:
-        """A time that grows with that of its last answer, or of its beginning."""
+    def waiting_since(self) -> float:
+        """A time that grows with that of its last answer or its beginning; for one that sends a body, with when it
+        should have sent it.
+        """
         return self._next_keepalive_close_time
+
+    @property
+    def _is_idle(self) -> bool:
+        # aiohttp begins to wait for the first request a turn of the loop after the connection is made.
+        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
 
     # ------------------------------------------------------------------------------------------ deadlines
 
@@ -122,6 +125,7 @@ class Connection(RequestHandler):
                 self._receive_by = _NEVER
             else:
                 self._read_slowly(getattr(message, "chunked", False))
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout + _PATIENCE
                 self._expect(body, self._config.body_timeout)
         elif isinstance(self._receiving, StreamReader):
             self._chunked_left -= len(data)
@@ -133,6 +137,26 @@ class Connection(RequestHandler):
                 self.cut_off()  # answered long ago, and goes on
         elif data and self._receiving is None:
             self._expect("", self._config.header_timeout)
+
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio's says so, aiohttp's is None
+        """The client sends no more. What it has asked is answered first: it may still be there, and read.
+
+        It may also have gone, which looks the same: no password is hashed for it.
+        """
+        self.ended = True
+        if self.waiting is not None:
+            return False
+        if self._receiving is not None:
+            self._give_up(BadRequest("The request broke off."))
+        elif self._messages:
+            message, body = self._messages[-1]
+            if isinstance(message, RawRequestMessage):  # else its answer closes the connection anyway
+                self._messages[-1] = (message._replace(should_close=True), body)
+        elif self._is_idle:
+            return False
+        else:
+            self.close()
+        return True
 
     def _read_slowly(self, chunked: bool) -> None:
         self._chunked_left = MAX_CHUNKED if chunked else _NEVER
@@ -154,15 +178,13 @@ class Connection(RequestHandler):
         super().pause_writing()
         self._send_by = self._loop.time() + self._config.body_timeout
         self._arm(self._send_by)
-        if self._manager is not None:
-            cast("Server", self._manager).untaken_by(self)
+        self._admission.wait(self)
 
     def resume_writing(self) -> None:
         """It has taken all."""
         super().resume_writing()
         self._send_by = _NEVER
-        if self._manager is not None:
-            cast("Server", self._manager).untaken.pop(self, None)
+        self._admission.go_on(self)
 
     def cut_off(self) -> None:
         """End it, whatever is on its way; `close` would go on waiting for the client."""
@@ -183,24 +205,25 @@ class Connection(RequestHandler):
         if self._send_by <= now:
             self.cut_off()
         elif self._receive_by <= now:
-            self._receive_by = _NEVER
-            self._give_up()
+            self._give_up(RequestTimeout())
         if (due := min(self._send_by, self._receive_by)) < _NEVER and self._pipe is not None and now < due:
             self._arm(due)
 
-    def _give_up(self) -> None:
-        """What the client has begun did not come in time."""
+    def _give_up(self, problem: Problem) -> None:
+        """What the client has begun does not come; ``problem`` is what it is told."""
+        self._receive_by = _NEVER
         receiving, answered = self._receiving, self._current_request is None and not self._messages
         if isinstance(receiving, StreamReader):
             if not answered:
-                receiving.set_exception(RequestTimeout())  # to the handler, which is reading
+                receiving.set_exception(problem)  # to the handler, which is reading
             self.close()
             receiving.feed_eof()
         elif receiving is None:
             self.force_close()  # nothing came at all: nothing to answer
-        elif self.is_waiting:
-            self._messages.append((_ErrInfo(RequestTimeout.status, RequestTimeout(), ""), EMPTY_PAYLOAD))
-            cast("asyncio.Future[None]", self._waiter).set_result(None)
+        elif self._is_idle:
+            self._messages.append((_ErrInfo(problem.status, problem, ""), EMPTY_PAYLOAD))
+            if self._waiter is not None:
+                self._waiter.set_result(None)
         else:
             self.close()  # the beginning of another request, behind the one that is being answered
 
@@ -229,71 +252,6 @@ class Connection(RequestHandler):
         return response
 
 
-class Server(web.Server):
-    """Makes connections."""
-
-    def __init__(
-        self, config: WebServerConfig, admission: Admission[Connection], handler: Any, **options: Any
-    ) -> None:
-        super().__init__(handler, **options)
-        self._config = config
-        self.admission = admission
-        self.untaken: dict[Connection, None] = {}
-        """Connections whose answer waits to be taken, that which waits longest first."""
-
-    def untaken_by(self, connection: Connection) -> None:
-        """An answer begins to wait; where too many do, the client that has had most time is cut off."""
-        self.untaken[connection] = None
-        if len(self.untaken) > MAX_UNTAKEN:
-            longest = next(iter(self.untaken))
-            del self.untaken[longest]
-            longest.cut_off()
-
-    def __call__(self) -> Connection:
-        """A connection, for asyncio."""
-        return Connection(self, self._config, loop=self._loop, **self._kwargs)
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Count it out."""
-        super().connection_lost(handler, exc)
-        connection = cast("Connection", handler)
-        self.admission.leave(connection, connection.address)
-        self.untaken.pop(connection, None)
-
-
-class Runner(web.AppRunner):
-    """Serves an app by the rules of this module. For `WebServer.run`, for gunicorn's worker and for tests.
-
-    ``most``: connections at once, and ``shutdown_timeout``: seconds that requests in flight have at the end,
-    instead of what the configuration says. Raises ConfigError.
-    """
-
-    def __init__(
-        self,
-        app: web.Application,
-        config: Config,
-        *,
-        most: int | None = None,
-        shutdown_timeout: float | None = None,
-    ) -> None:
-        self._config = config.webserver
-        self.admission = Admission[Connection](most or admissible(config), self._config.max_connections_per_address)
-        super().__init__(
-            app,
-            access_log=None,
-            auto_decompress=False,  # bodies are never decompressed: an encoded one is refused unread
-            logger=QuietLogger(logging.getLogger("gatepost"), {}),
-            keepalive_timeout=self._config.keepalive_timeout,
-            shutdown_timeout=self._config.shutdown_timeout if shutdown_timeout is None else shutdown_timeout,
-        )
-
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
-        return Server(
-            self._config, self.admission, made.request_handler, request_factory=made.request_factory, **self._kwargs
-        )
-
-
 async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
     """What ``work`` gives. When the caller hangs up, it is cancelled, and so is the request."""
     connection = request.protocol
@@ -301,7 +259,7 @@ async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) ->
         return await work
     task: asyncio.Task[T] = asyncio.create_task(work)
     connection.waiting = task
-    if connection.transport is None:
+    if connection.ended:
         task.cancel()
     try:
         return await task

@@ -22,8 +22,8 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.logs import log
 from gatepost.routes import api_document
+from gatepost.runner import require_parser
 from gatepost.server import Given, WebServer
-from gatepost.wire import require_parser
 from gatepost.workers.arbiter import Arbiter
 from gatepost.workers.worker import Worker
 
