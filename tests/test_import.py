@@ -22,7 +22,7 @@ from gatepost import names
 from gatepost.config import Config
 from gatepost.db import Dsn
 from gatepost.transfer import importing, queries
-from gatepost.transfer.lines import Record, Source
+from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
 from tests.gatepost_process import gatepost
@@ -102,6 +102,33 @@ def test_csv_is_taken_too(run: Run, dsn: Dsn, tmp_path: Path) -> None:
         "line 6: the line has 2 fields instead of 5",
         "line 7: profile: A key occurs twice in one object.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "taken"),
+    [
+        (['eve,"{'], ["line 3: the line is not CSV: field larger than field limit (131072) in line 1"], 20_000),
+        (['eve,"{', 'bob,"{""a"":1}"'], ["line 3: the line is not CSV: ',' expected after '\"' in line 4,"], 20_001),
+        (["\udcff", "a b,"], ["line 3: the line is not UTF-8", "line 4: username: must not contain SPACE"], 20_000),
+        (['eve,"{', "\udcff", '}"'], ["line 4: the line is not UTF-8"], 20_000),
+        (["x" * 70_000, 'eve,"'], ["line 3: the line has more than", "line 4: the line is not CSV: field"], 20_000),
+    ],
+)
+def test_a_line_that_is_no_csv_costs_no_line_after_it(lines: list[str], said: list[str], taken: int) -> None:
+    text = "\n".join(["username,profile", "ada,", *lines, *(f"user{n}," for n in range(19_999))])
+    records = list(Source(io.BytesIO(text.encode("utf-8", "surrogateescape")), "csv").records())
+    judged = [Judge()(record) if isinstance(record, Record) else record for record in records]
+    refused = [f"line {one.line}: {one.reason}" for one in judged if isinstance(one, Refusal)]
+    assert len(refused) == len(said)
+    assert all(line.startswith(begin) for line, begin in zip(refused, said, strict=True))
+    assert len(judged) - len(refused) == taken
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_quote_that_is_open_at_the_end_costs_only_its_own_line(end: str) -> None:
+    text = 'username,hash\nada,\nbob,"$2b\neve,\n\nmax,' + end
+    found = [(one.line, isinstance(one, Record)) for one in Source(io.BytesIO(text.encode()), "csv").records()]
+    assert found == [(2, True), (3, False), (4, True), (6, True)]
 
 
 REFUSED = [

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
@@ -40,29 +41,27 @@ class Source:
         self._file = file
         self._format = format_
         self._line = 0
-        self._refused: list[Refusal] = []
         self.position = 0
 
     def records(self) -> Iterator[Record | Refusal]:
         """What each line says, or why it says nothing."""
         return self._csv() if self._format == "csv" else self._jsonl()
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[bytes | Refusal]:
         while line := self._file.readline(MAX_LINE + 1):
             self._line += 1
             self.position += len(line)
             if len(line) <= MAX_LINE:
                 yield line
                 continue
-            self._refused.append(Refusal(self._line, f"the line has more than {MAX_LINE} bytes"))
             while not line.endswith(b"\n") and (line := self._file.readline(MAX_LINE)):
                 self.position += len(line)
-            yield b""
+            yield Refusal(self._line, f"the line has more than {MAX_LINE} bytes")
 
     def _jsonl(self) -> Iterator[Record | Refusal]:
         for line in self._lines():
-            if self._refused:
-                yield self._refused.pop()
+            if isinstance(line, Refusal):
+                yield line
             elif line.strip():
                 yield self._object(line.removeprefix(b"\xef\xbb\xbf") if self._line == 1 else line)
 
@@ -78,35 +77,27 @@ class Source:
         return Record(self._line, fields)
 
     def _csv(self) -> Iterator[Record | Refusal]:
-        rows = csv.reader(self._text(), strict=True)
-        try:
-            header = next(rows, [])
-        except csv.Error as error:
-            raise UnusableFile(f"its first line is not CSV: {error}") from None
+        rows = iter(_Rows(self._text()))
+        first = next(rows, (1, []))
+        if isinstance(first, Refusal):
+            raise UnusableFile(first.reason.replace("the line", "its first line"))
+        _, header = first
         if unknown := set(header) - COLUMNS:
             raise UnusableFile(f"its first line names the column {min(unknown)[:40]!r}, which there is not")
         if "username" not in header or len(set(header)) < len(header):
             raise UnusableFile("its first line must name the columns, each once, username among them")
-        while True:
-            line = self._line + 1
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield Refusal(line, f"the line is not CSV: {error}")
-                continue
-            yield from self._refused
-            self._refused.clear()
-            if row is None:
-                return
-            if row:
-                yield self._row(line, header, row)
+        for row in rows:
+            yield row if isinstance(row, Refusal) else self._row(row[0], header, row[1])
 
-    def _text(self) -> Iterator[str]:
+    def _text(self) -> "Iterator[_Line]":
         for line in self._lines():
+            if isinstance(line, Refusal):
+                yield _Line(self._line, "", line)
+                continue
             try:
-                yield line.decode("utf-8-sig" if self._line == 1 else "utf-8")
+                yield _Line(self._line, line.decode("utf-8-sig" if self._line == 1 else "utf-8"))
             except UnicodeDecodeError:
-                self._refused.append(Refusal(self._line, "the line is not UTF-8"))
+                yield _Line(self._line, "", Refusal(self._line, "the line is not UTF-8"))
 
     @staticmethod
     def _row(line: int, header: list[str], row: list[str]) -> Record | Refusal:
@@ -122,6 +113,51 @@ class Source:
             except Problem as error:
                 return Refusal(line, "profile: " + str(error).replace("The body", "it"))
         return Record(line, fields)
+
+
+class _Line(NamedTuple):
+    """A line of CSV; one that cannot be read has a refusal and no text."""
+
+    number: int
+    text: str
+    refusal: Refusal | None = None
+
+
+class _Rows:
+    """Rows of CSV, each with the number of its first line.
+
+    A quote that is not closed would take in all that follows: after what is no row, the next line is read anew.
+    """
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self._again: deque[_Line] = deque()
+        self._taken: list[_Line] = []
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]] | Refusal]:
+        rows = csv.reader(self._texts(), strict=True)
+        while True:
+            self._taken.clear()
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                first, *others = self._taken
+                reach = f" in line {others[-1].number}, to which its quote reaches" if others else ""
+                yield first.refusal or Refusal(first.number, f"the line is not CSV: {error}{reach}")
+                self._again.extendleft(reversed(others))
+                rows = csv.reader(self._texts(), strict=True)
+                continue
+            if row is None:
+                return
+            refused = [line.refusal for line in self._taken if line.refusal]
+            yield from refused
+            if row and not refused:
+                yield self._taken[0].number, row
+
+    def _texts(self) -> Iterator[str]:
+        while line := self._again.popleft() if self._again else next(self._lines, None):
+            self._taken.append(line)
+            yield line.text
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # json.dumps() would make one each time
