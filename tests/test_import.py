@@ -146,7 +146,10 @@ REFUSED = [
     ('{"username": "a", "profile": {"a": "' + "x" * 4096 + '"}}', "profile: must have at most 4096"),
     ('{"username": "a", "created": "yesterday"}', "created: must be a time"),
     ('{"username": "a", "created": "2020-01-01T00:00:00"}', "time zone"),
+    ('{"username": "a", "created": "0001-01-01T00:00:00+05:00"}', "created: must lie in the years 1 to 9999"),
+    ('{"username": "a", "disabled": "9999-12-31T23:59:59-05:00"}', "disabled: must lie in the years 1 to 9999"),
     ('{"username": "a", "id": "7"}', "id: must be a UUID"),
+    ('{"username": "a", "id": "00000000-0000-0000-0000-000000000000"}', "and not the nil UUID"),
     ('{"username": "a", "hash": "md5"}', "hash: not a kind"),
     ('{"username": "a", "hash": "$2b$31$' + "A" * 53 + '"}', "hash: bcrypt's rounds must be 4 to 14"),
     ('{"username": "a", "hash": "x", "salt": "y"}', "salt: is Firebase's"),
@@ -226,6 +229,29 @@ def test_an_id_that_another_user_has_is_refused(run: Run, dsn: Dsn) -> None:
     run("import", "-", stdin=jsonl(one))
     done = run("import", "-", stdin=jsonl(one | {"username": "eve"}))
     assert done.stderr == "line 1: id: another user has it\n"
+
+
+def test_lines_of_one_id_are_one_user_the_first_and_no_other_lines_password_is_theirs(run: Run, dsn: Dsn) -> None:
+    ids = [f"{n}f0c8a52-7c53-4a80-9d4e-9a5a3f1f6a01" for n in range(3)]
+    text = jsonl(
+        {"id": ids[0], "username": "ada"},
+        {"id": ids[0], "username": "eve", "hash": MADE["bcrypt 2b"]},
+        {"id": ids[1], "username": "bob"},
+        {"id": ids[1], "username": "bob"},
+        {"id": ids[2], "username": "Ada"},
+        {"id": ids[2], "username": "max", "hash": MADE["bcrypt 2b"]},
+    )
+    refused = [
+        "line 2: id: another user has it",
+        "line 4: username: an earlier line has this name, or one that is compared like it",
+        "line 5: username: an earlier line has this name, or one that is compared like it",
+    ]
+    tried, done = (run("import", "-", *options, stdin=text) for options in (["--dry-run"], []))
+    assert tried.stderr.splitlines() == done.stderr.splitlines() == refused
+    assert tried.stdout == "3 users would be added, 0 were there already, 3 lines would be refused.\n"
+    assert done.stdout == "3 users added, 0 were there already, 3 lines refused.\n"
+    assert usernames(dsn) == ["ada", "bob", "max"]
+    assert rows(dsn, "SELECT username FROM gatepost.passwords JOIN gatepost.users ON id = user_id") == [("max",)]
 
 
 def test_who_brings_no_id_gets_a_uuid_of_version_7() -> None:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from gatepost.transfer import queries
 from gatepost.transfer.lines import Refusal, Source
-from gatepost.transfer.users import Judge
+from gatepost.transfer.users import ImportedUser, Judge
 
 # With smaller ones reader and Postgres wait for each other more often. In bytes too, since profiles may be large.
 BATCH = 10_000
@@ -30,9 +30,10 @@ class Counts:
 
 @dataclass(slots=True)
 class _Batch:
-    """``position``: where in the file it begins, and once it is handed over, where it ends."""
+    """``position``: where in the file it begins, and once it is handed over, where it ends. ``ids``: of ``users``."""
 
     users: list[queries.Row] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
     position: int = 0
 
@@ -61,13 +62,15 @@ class Import:
             batch = _Batch()
             for record in source.records():
                 judged = record if isinstance(record, Refusal) else self.judge(record)
+                again = isinstance(judged, ImportedUser) and judged.id in batch.ids
+                if again or len(batch) >= BATCH or source.position - batch.position >= BATCH_BYTES:
+                    storing = self._hand_over(thread, batch, source, storing)
+                    batch = _Batch(position=source.position)
                 if isinstance(judged, Refusal):
                     batch.refusals.append(judged)
                 else:
                     batch.users.append(queries.row(judged))
-                if len(batch) >= BATCH or source.position - batch.position >= BATCH_BYTES:
-                    storing = self._hand_over(thread, batch, source, storing)
-                    batch = _Batch(position=source.position)
+                    batch.ids.add(judged.id)
             self._done(self._hand_over(thread, batch, source, storing))
         try:
             queries.finish(self.connection)

@@ -22,10 +22,11 @@ _STAGE = """
         line bigint, id uuid, username text, canonical text COLLATE "C", roles text[], profile jsonb,
         created timestamptz, disabled timestamptz, setting text, digest bytea, norm text, pepper text
     ) ON COMMIT DELETE ROWS;
-    CREATE TEMPORARY TABLE seen (canonical text COLLATE "C" PRIMARY KEY, line bigint);
+    CREATE TEMPORARY TABLE seen (canonical text COLLATE "C" PRIMARY KEY, id uuid UNIQUE, line bigint);
 """
 _COPY = "COPY pg_temp.incoming FROM STDIN (ENCODING 'UTF8')"
 # A user, the password and the event are one statement. What was there before is left alone; its lines are returned.
+# No two lines may have one id: they would be one user, with the password of either.
 _ADD = """
     WITH account AS (
         INSERT INTO gatepost.users (id, username, canonical, roles, profile, created_at, disabled_at)
@@ -49,12 +50,14 @@ _WHY_NOT = """
     WHERE i.line = ANY (%(lines)s) ORDER BY i.line
 """
 _TRY = """
-    INSERT INTO pg_temp.seen SELECT canonical, line FROM pg_temp.incoming ORDER BY line ON CONFLICT DO NOTHING;
-    SELECT i.line, u.id IS NULL, coalesce(u.username, i.username) = i.username, s.line <> i.line
-    FROM pg_temp.incoming i JOIN pg_temp.seen s USING (canonical)
+    INSERT INTO pg_temp.seen SELECT canonical, id, line FROM pg_temp.incoming i
+        WHERE NOT EXISTS (SELECT FROM gatepost.users u WHERE u.canonical = i.canonical)
+            AND NOT EXISTS (SELECT FROM gatepost.users u WHERE u.id = i.id)
+        ORDER BY line ON CONFLICT DO NOTHING;
+    SELECT i.line, u.id IS NULL, u.username = i.username, s.line IS NOT NULL
+    FROM pg_temp.incoming i LEFT JOIN pg_temp.seen s USING (canonical)
         LEFT JOIN gatepost.users u ON u.canonical = i.canonical
-        LEFT JOIN gatepost.users o ON o.id = i.id
-    WHERE s.line <> i.line OR u.id IS NOT NULL OR o.id IS NOT NULL ORDER BY i.line
+    WHERE s.line IS DISTINCT FROM i.line ORDER BY i.line
 """
 _EXPORT = """
     SELECT u.id::text, u.username, u.roles, u.profile, u.created_at, u.disabled_at,

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from gatepost.transfer.lines import Record, Refusal, dumps
 
 # It must fit into a header and into a list separated by commas.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# Whose password a login of an unknown name looks up (`gatepost.find_setting`).
+_NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 class ImportedUser(NamedTuple):
@@ -101,8 +103,8 @@ def _id(fields: Mapping[str, Any]) -> str:
     given = _text(fields, "id")
     if given is None:
         return _new_id()
-    if not _ID.fullmatch(given):
-        raise _Wrong("id: must be a UUID in lower case")
+    if not _ID.fullmatch(given) or given == _NOBODY:
+        raise _Wrong("id: must be a UUID in lower case, and not the nil UUID")
     return given
 
 
@@ -156,4 +158,7 @@ def _time(fields: Mapping[str, Any], name: str) -> str | None:
         raise _Wrong(f"{name}: must be a time as ISO 8601 has it") from None
     if moment.tzinfo is None:
         raise _Wrong(f"{name}: must say its time zone (Z or +01:00)")
-    return moment.isoformat()
+    try:
+        return moment.astimezone(UTC).isoformat()
+    except OverflowError:  # Postgres would take it, and Python not take it back: no list of users could be read
+        raise _Wrong(f"{name}: must lie in the years 1 to 9999 of UTC") from None
