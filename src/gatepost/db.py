@@ -66,7 +66,7 @@ def array(values: Iterable[bytes | float]) -> str:
 
 
 @contextlib.contextmanager
-def naming(problems: Mapping[str, type[Problem]]) -> Iterator[None]:
+def naming(problems: Mapping[str, Callable[[], Problem]]) -> Iterator[None]:
     """Raise the violation of a constraint as the problem that stands beside its name.
 
     Postgres judges; nobody asks first whether a name is taken or an administrator the last.
@@ -77,7 +77,7 @@ def naming(problems: Mapping[str, type[Problem]]) -> Iterator[None]:
         problem = problems.get(error.diag.constraint_name)
         if problem is None:
             raise
-        raise problem from None
+        raise problem() from None
 
 
 def _translate(error: BaseException) -> None:

@@ -8,6 +8,11 @@ from gatepost.errors import FieldError, InvalidBody
 MAX_BYTES = 4096
 
 
+def too_large() -> InvalidBody:
+    """A profile has more than ``MAX_BYTES``; Postgres, which writes 1e300 in full, may be the first to see it."""
+    return InvalidBody([FieldError("profile", "profile_too_large", f"must have at most {MAX_BYTES} bytes as JSON")])
+
+
 def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     """The profile with a JSON merge patch applied (RFC 7396): null removes, objects merge, all else replaces.
 
@@ -15,9 +20,7 @@ def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = _merge(profile, patch)
     if len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_BYTES:
-        raise InvalidBody(
-            [FieldError("profile", "profile_too_large", f"must have at most {MAX_BYTES} bytes as JSON")]
-        )
+        raise too_large()
     return result
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from gatepost.accounts.profile import too_large
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
 from gatepost.errors import UsernameTaken
@@ -120,10 +121,10 @@ async def update(
     name: tuple[str, str] | None,
     profile: dict[str, Any] | None,
 ) -> None:
-    """Change the name (display and canonical form), the profile, or both. Raises UsernameTaken."""
+    """Change the name (display and canonical form), the profile, or both. Raises UsernameTaken, InvalidBody."""
     username, canonical = name or (None, None)
     changed = [field for field, value in (("username", name), ("profile", profile)) if value is not None]
-    with naming({"users_canonical_key": UsernameTaken}):
+    with naming({"users_canonical_key": UsernameTaken, "users_profile_size_check": too_large}):
         await _UPDATE.all(
             connection,
             id=user_id,

@@ -4,17 +4,22 @@ Who acts is in each event: the administrator, or for a shell ``{"by": "operator"
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from gatepost.accounts.profile import too_large
 from gatepost.admin.user import Actor, Managed
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
-from gatepost.errors import LastAdmin, UsernameTaken
+from gatepost.errors import LastAdmin, Problem, UsernameTaken
 from gatepost.recovery.queries import hash_code
 
-_REFUSALS = {"users_canonical_key": UsernameTaken, "users_last_admin": LastAdmin}
+_REFUSALS: Mapping[str, Callable[[], Problem]] = {
+    "users_canonical_key": UsernameTaken,
+    "users_last_admin": LastAdmin,
+    "users_profile_size_check": too_large,
+}
 
 # Not EXISTS: for that the planner may read all of `passwords` into a hash table first.
 _COLUMNS = """
@@ -118,7 +123,7 @@ async def create(
 ) -> tuple[Managed, datetime | None]:
     """Add a user, with a password or a started reset or neither; the user, and until when the reset counts.
 
-    Raises UsernameTaken.
+    Raises UsernameTaken, InvalidBody.
     """
     with naming(_REFUSALS):
         row = await _CREATE.first(
@@ -194,7 +199,7 @@ _CHANGE = Statement(f"""
 async def change(connection: Connection, user_id: str, what: Change, actor: Actor) -> Managed | None:
     """Change a user; new roles and disabling end every session. None when there is no such user.
 
-    Raises UsernameTaken, LastAdmin.
+    Raises UsernameTaken, LastAdmin, InvalidBody.
     """
     username, canonical = what.name or (None, None)
     changed = [field for field, value in (("username", what.name), ("profile", what.profile)) if value is not None]
