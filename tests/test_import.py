@@ -6,6 +6,7 @@ import itertools
 import json
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from gatepost.transfer import importing, queries
 from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
-from tests.gatepost_process import gatepost
+from tests.gatepost_process import environment, gatepost
 from tests.test_imported_hashes import FIREBASE, FIREBASE_USER, MADE, TYPED
 from tests.test_server import environment_of
 
@@ -295,6 +296,42 @@ def test_a_mistake_is_one_line(run: Run, arguments: list[str], said: str) -> Non
     assert done.stderr.count("\n") == 1
 
 
+def test_a_database_that_lets_nothing_be_written_stops_an_import_in_one_line(run: Run, dsn: Dsn) -> None:
+    rows(dsn, f'ALTER DATABASE "{dsn.database}" SET default_transaction_read_only = on')
+    done = run("import", "-", stdin=jsonl({"username": "ada"}))
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert (
+        "cannot execute CREATE TABLE in a read-only transaction) after 0 users: run the import again" in done.stderr
+    )
+
+
+def test_an_export_that_breaks_off_is_one_line_that_says_so(run: Run, dsn: Dsn) -> None:
+    rows(dsn, f"ALTER DATABASE \"{dsn.database}\" SET lock_timeout = '1ms'")
+    with psycopg2.connect(**dsn.parameters(dsn.hosts[0])) as other:
+        other.cursor().execute("LOCK gatepost.users")
+        done = run("export")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "canceling statement due to lock timeout) after 0 users: the export is not whole" in done.stderr
+
+
+def test_a_full_disk_ends_an_export_in_one_line_and_a_reader_who_has_had_enough_in_none(
+    run: Run, dsn: Dsn, tmp_path: Path
+) -> None:
+    run("import", "-", stdin=jsonl(*({"username": f"user{n}"} for n in range(2000))))
+
+    def export(into: str) -> subprocess.CompletedProcess[str]:
+        command = ["sh", "-c", f"{sys.executable} -m gatepost user export {into}"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment(**environment_of(dsn)), capture_output=True, text=True, check=False
+        )
+
+    full = export("> /dev/full")
+    assert (full.returncode, full.stderr.count("\n")) == (1, 1)
+    assert "cannot be written: No space left on device: the export is not whole" in full.stderr
+    enough = export("| head -n 1")
+    assert (enough.stdout.count("\n"), enough.stderr) == (1, "")
+
+
 def test_a_csv_without_its_header_is_refused_as_a_whole(run: Run, dsn: Dsn) -> None:
     done = run("import", "-", "--format", "csv", stdin="ada,,\nbob,,\n")
     assert done.returncode == 1
@@ -355,11 +392,14 @@ def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
 
 
 def test_names_are_stored_as_they_are_whatever_encoding_the_environment_asks_for(
-    dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch
+    dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
     assert run("import", "-", stdin=jsonl({"username": "zo\u00eb"})).returncode == 0
     assert usernames(dsn) == ["zo\u00eb"]
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1:backslashreplace")
+    run("export", "--output", "a.jsonl")
+    assert run("export").stdout == (tmp_path / "a.jsonl").read_text("utf-8")
 
 
 def test_a_batch_is_small_in_memory_however_large_the_profiles_are(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:

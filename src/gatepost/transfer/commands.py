@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import os
 import stat
 import sys
@@ -80,12 +81,22 @@ def export_users(
 ) -> None:
     """Write every user, with hashes, as JSON Lines that `import` reads. Keep it as secret as the database."""
     settings = Config.load(config)
-    with _connection(settings) as connection, _new_file(output) as file:
-        count = 0
-        for line in queries.users(connection):
-            file.write(line)
-            count += 1
-        file.flush()
+    count = 0
+    try:
+        with _connection(settings) as connection, _new_file(output) as file:
+            try:
+                for line in queries.users(connection):
+                    file.write(line)
+                    count += 1
+            except queries.Gone as error:
+                raise TransferError(f"{queries.gone(error)} after {count} users: the export is not whole") from None
+            file.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
+    except OSError as error:
+        raise TransferError(
+            f"{output or '-'}: cannot be written: {error.strerror}: the export is not whole"
+        ) from None
     print(f"{count} users exported.", file=sys.stderr)  # noqa: T201
 
 
@@ -135,6 +146,8 @@ def _format(file: str, given: str | None) -> Format:
 def _new_file(path: Path | None) -> contextlib.AbstractContextManager[TextIO]:
     """Standard output, or a file that nobody else may read and that was not there before."""
     if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as `import` reads it, whatever the environment asks for
         return contextlib.nullcontext(sys.stdout)
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")

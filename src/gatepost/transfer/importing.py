@@ -1,6 +1,7 @@
 """An import: judged here while Postgres stores what was judged before."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ BATCH_BYTES = 4 * 1024 * 1024  # of the file
 
 
 class ImportStopped(Exception):
-    """The database went away; the message says that the import can be run again."""
+    """The database does not go on; the message says that the import can be run again."""
 
 
 @dataclass(slots=True)
@@ -55,7 +56,8 @@ class Import:
 
     def run(self, source: Source) -> Counts:
         """Import everything. Raises ImportStopped, lines.UnusableFile."""
-        queries.prepare(self.connection)
+        with self._stopping():
+            queries.prepare(self.connection)
         # A thread for Postgres: it waits, and this one goes on reading. One batch is stored, one is being read.
         with ThreadPoolExecutor(1, thread_name_prefix="import") as thread:
             storing: Future[_Batch] | None = None
@@ -72,10 +74,8 @@ class Import:
                     batch.users.append(queries.row(judged))
                     batch.ids.add(judged.id)
             self._done(self._hand_over(thread, batch, source, storing))
-        try:
+        with self._stopping():
             queries.finish(self.connection)
-        except queries.Gone as error:
-            raise self._stopped(error) from None
         return self.counts
 
     def _hand_over(
@@ -87,20 +87,21 @@ class Import:
         return thread.submit(self._store, batch)
 
     def _done(self, storing: "Future[_Batch]") -> None:
-        try:
+        with self._stopping():
             batch = storing.result()
-        except queries.Gone as error:
-            raise self._stopped(error) from None
         for refusal in sorted(batch.refusals):
             self.counts.refused += 1
             self.refuse(refusal)
         self.advanced(self.counts, batch.position)
 
-    def _stopped(self, error: Exception) -> ImportStopped:
-        reason = str(error).strip().partition("\n")[0]
-        return ImportStopped(
-            f"the database went away ({reason}) after {self.counts.added} users: run the import again to go on"
-        )
+    @contextlib.contextmanager
+    def _stopping(self) -> Iterator[None]:
+        try:
+            yield
+        except queries.Gone as error:
+            raise ImportStopped(
+                f"{queries.gone(error)} after {self.counts.added} users: run the import again to go on"
+            ) from None
 
     def _store(self, batch: _Batch) -> _Batch:
         batch.refusals += self._add(batch.users)

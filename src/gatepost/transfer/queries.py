@@ -17,6 +17,14 @@ BadRow = (psycopg2.errors.IntegrityError, psycopg2.errors.DataError)
 Gone = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
 NotPermitted = psycopg2.errors.InsufficientPrivilege
 
+
+def gone(error: Exception) -> str:
+    """That error, in a line."""
+    if isinstance(error.__context__, Gone):  # what broke, rather than what could then not be closed
+        error = error.__context__
+    return f"the database does not go on ({str(error).strip().partition(chr(10))[0]})"
+
+
 _STAGE = """
     CREATE TEMPORARY TABLE incoming (
         line bigint, id uuid, username text, canonical text COLLATE "C", roles text[], profile jsonb,
@@ -79,7 +87,10 @@ def connect(dsn: Dsn) -> Any:
 
 
 def prepare(connection: Any) -> None:
-    """Make the staging tables, and do not wait for the disk until `finish` (measured: 4 to 10 % of the time)."""
+    """Make the staging tables, and do not wait for the disk until `finish` (measured: 4 to 10 % of the time).
+
+    Raises Gone.
+    """
     with connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = off")
         cursor.execute(_STAGE)
@@ -152,7 +163,7 @@ def add(connection: Any, users: Sequence[Row], run: str, *, dry: bool) -> tuple[
 
 
 def users(connection: Any) -> Iterator[str]:
-    """Every user as a line of JSON, of one moment and in bounded memory."""
+    """Every user as a line of JSON, of one moment and in bounded memory. Raises Gone."""
     connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
     with connection, connection.cursor("users") as cursor:
         cursor.itersize = 5000
