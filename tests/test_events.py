@@ -15,7 +15,8 @@ from gatepost.config import Config
 from gatepost.db import Database, Dsn
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows, status_of
 
-DOCS = Path(__file__).parent.parent / "docs" / "least-privilege.md"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs" / "least-privilege.md"
 
 
 async def test_old_events_are_swept_in_small_batches_and_young_ones_stay(
@@ -66,7 +67,7 @@ async def test_everything_works_for_a_role_that_cannot_change_or_delete_events(
     await events.sweep(database, 0)
     await database.close()
     before: list[tuple[Any, ...]] = rows(dsn, "SELECT * FROM gatepost.events ORDER BY id")
-    assert len(before) == 6
+    assert len(before) == 8
     for sql in ("UPDATE gatepost.events SET kind = 'x'", "DELETE FROM gatepost.events", "TRUNCATE gatepost.events"):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             rows(restricted, sql)
@@ -82,3 +83,11 @@ async def test_no_event_holds_a_secret(client: Client, dsn: Dsn) -> None:
     for secret in (token, PASSWORD, "wrong field", "argon2"):
         assert secret not in dump
     assert len(rows(dsn, "SELECT 1 FROM gatepost.events")) == 4
+
+
+def test_every_kind_of_event_is_documented_and_no_other() -> None:
+    sources = [path.read_text("utf-8") for part in ("src", "migrations") for path in (ROOT / part).rglob("*.py")]
+    written = set(re.findall(r"'((?:authn|privilege|session|user)_[a-z_]+)'", "\n".join(sources)))
+    table = re.findall(r"^\| (`[^|]+)\|", (ROOT / "docs" / "administration.md").read_text("utf-8"), re.MULTILINE)
+    kinds = set(re.findall(r"`((?:authn|privilege|session|user)_[a-z_]+)`", "\n".join(table)))
+    assert kinds == written - {"session_handle", "user_agent"}  # keys of JSON documents

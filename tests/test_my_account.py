@@ -217,7 +217,11 @@ async def test_deleting_my_account_takes_my_password_and_frees_my_name(client: C
     assert [await status_of(client, t) for t in (token, other)] == [401, 401]
     for table in ("users", "passwords", "sessions"):
         assert rows(dsn, f"SELECT 1 FROM gatepost.{table}") == []
-    assert rows(dsn, "SELECT 1 FROM gatepost.events WHERE kind = 'user_deleted'") == [(1,)]
+    assert rows(
+        dsn,
+        "SELECT kind, detail, count(DISTINCT session_handle) FROM gatepost.events "
+        "WHERE kind IN ('user_deleted', 'session_revoked') GROUP BY 1, 2 ORDER BY 1",
+    ) == [("session_revoked", {"reason": "user_deleted"}, 2), ("user_deleted", {}, 1)]
     # As a word: three letters may well be three digits of an id.
     assert rows(dsn, r"SELECT e FROM gatepost.events e WHERE e::text ~ '\mada\M'") == []
     await register(client, "ada")

@@ -136,9 +136,12 @@ _DELETE = Statement(
     _MINE
     + given_back("mine WHERE matches")
     + """, recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT CASE WHEN matches THEN 'user_deleted' ELSE 'authn_password_change_fail' END,
-            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM mine WHERE unchanged
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb) FROM mine WHERE unchanged
+        UNION ALL
+        SELECT 'session_revoked', s.user_id, s.handle, CAST(:ip AS inet), :user_agent, '{"reason": "user_deleted"}'
+        FROM gatepost.sessions s JOIN mine ON mine.id = s.user_id AND mine.matches
     ), deleted AS (
         DELETE FROM gatepost.users WHERE id = (SELECT id FROM mine WHERE matches)
     )
