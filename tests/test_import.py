@@ -145,6 +145,7 @@ REFUSED = [
     ('{"username": "a", "roles": "admin"}', "roles: must be a list"),
     ('{"username": "a", "roles": ["a,b"]}', "roles: each must be"),
     ('{"username": "a", "profile": {"a": "' + "x" * 4096 + '"}}', "profile: must have at most 4096"),
+    ('{"username": "a", "profile": {"a": [' + "1e90," * 50 + "1]}}", "profile: must have at most 4096"),
     ('{"username": "a", "created": "yesterday"}', "created: must be a time"),
     ('{"username": "a", "created": "2020-01-01T00:00:00"}', "time zone"),
     ('{"username": "a", "created": "0001-01-01T00:00:00+05:00"}', "created: must lie in the years 1 to 9999"),
@@ -345,7 +346,8 @@ async def test_an_export_is_imported_elsewhere_and_every_login_goes_on_working(
 ) -> None:  # fmt: skip
     await register(client, "ours")
     people = [{"username": f"user{n}", "hash": text} for n, text in enumerate(MADE.values())]
-    run("import", "-", stdin=jsonl(*people, {"username": "nobody", "roles": ["staff"]}))
+    numbers = {"numbers": [1e90] * 40 + [1e308, -1e-308, 10**308, 0.1]}
+    run("import", "-", stdin=jsonl(*people, {"username": "nobody", "roles": ["staff"], "profile": numbers}))
     exported = run("export", "--output", "all.jsonl")
     assert (exported.returncode, exported.stdout) == (0, "")
     assert stat.S_IMODE((tmp_path / "all.jsonl").stat().st_mode) == 0o600

@@ -158,19 +158,24 @@ def _utf16(value: str) -> list[int]:
 
 
 @thorough
-@given(st.sampled_from(["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1E+400", "9" * 90 + "e300"]), values)
+@given(
+    st.sampled_from(
+        ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "1E+400", "-" + "9" * 309, "9" * 90 + "e300"]
+    ),
+    values,
+)
 def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(number: str, value: Any) -> None:
     for body in (number, f"[{number}]", f'{{"a":[{json.dumps(value)},{{"b":{number}}}]}}'):
         assert refusal(body.encode()) == "number_not_finite"
 
 
-@pytest.mark.parametrize("digits", [101, 308, 310, 4301, 5000, 8000])
-def test_a_number_of_more_than_a_hundred_characters_is_refused(digits: int) -> None:
+@pytest.mark.parametrize("digits", [401, 4301, 5000, 8000])
+def test_a_number_of_more_than_four_hundred_characters_is_refused(digits: int) -> None:
     for number in ("1" * digits, "-" + "1" * (digits - 1), "0." + "1" * (digits - 2), "1e" + "0" * (digits - 2)):
         assert len(number) == digits
         assert refusal(number.encode()) == "number_too_long"
-    assert decode(b"1" * 100) == int("1" * 100)
-    assert math.isclose(decode(b"0." + b"3" * 98), 1 / 3)
+    assert decode(b"1" * 309) == int("1" * 309)
+    assert math.isclose(decode(b"0." + b"3" * 398), 1 / 3)
 
 
 @thorough

@@ -1,15 +1,17 @@
 """Strict JSON: what two parsers could read in two ways is refused, and so is what Postgres cannot keep."""
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gatepost.errors import BadRequest
 
 MAX_DEPTH = 16
-MAX_NUMBER = 100  # characters: more than any number here can mean, far less than int() and jsonb would take on
+# Characters: far less than int() and jsonb would take on, and more than any number here can mean. But what was taken
+# must be taken again: jsonb writes 1e308 as 309 digits, and 1e-308 as 310 characters and its own digits.
+MAX_NUMBER = 400
 
 # What Postgres cannot keep: U+0000 and lone surrogates.
 BAD_CHARACTER = re.compile("[\\0\ud800-\udfff]")
@@ -63,7 +65,7 @@ def _number(text: str, kind: Callable[[str], float]) -> float:
     if len(text) > MAX_NUMBER:
         raise BadRequest(f"A number has more than {MAX_NUMBER} characters.", code="number_too_long")
     value = kind(text)
-    if not math.isfinite(value):
+    if abs(value) > sys.float_info.max:  # an integer as well: to others it would be infinite
         _not_finite(text)
     return value
 

@@ -9,8 +9,23 @@ MAX_BYTES = 4096
 
 
 def too_large() -> InvalidBody:
-    """A profile has more than ``MAX_BYTES``; Postgres, which writes 1e300 in full, may be the first to see it."""
+    """A profile has more than ``MAX_BYTES``; Postgres, which writes 1e-300 in full, may be the first to see it."""
     return InvalidBody([FieldError("profile", "profile_too_large", f"must have at most {MAX_BYTES} bytes as JSON")])
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def size(text: str) -> int:
+    """Bytes of a profile's JSON once Postgres has kept it: it gives 1e90 back as 91 digits."""
+    if "e+" in text:
+        text = _encoder.encode(json.loads(text, parse_float=_whole))
+    return len(text.encode())
+
+
+def _whole(digits: str) -> float:
+    number = float(digits)
+    return int(number) if number.is_integer() else number
 
 
 def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +34,7 @@ def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     Raises InvalidBody when the result has more than ``MAX_BYTES`` bytes as JSON.
     """
     result: dict[str, Any] = _merge(profile, patch)
-    if len(json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode()) > MAX_BYTES:
+    if size(_encoder.encode(result)) > MAX_BYTES:
         raise too_large()
     return result
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gatepost.accounts.profile import MAX_BYTES
+from gatepost.accounts.profile import MAX_BYTES, size
 from gatepost.credentials import NORM, RAW, foreign
 from gatepost.credentials.foreign import Firebase, InvalidHash
 from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical, display
@@ -143,7 +143,7 @@ def _profile(value: Any) -> str:
     if not isinstance(value, dict):
         raise _Wrong("profile: must be an object")
     text = dumps(value)
-    if len(text.encode()) > MAX_BYTES:
+    if size(text) > MAX_BYTES:
         raise _Wrong(f"profile: must have at most {MAX_BYTES} bytes as JSON")
     return text
 
