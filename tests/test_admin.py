@@ -301,6 +301,16 @@ async def test_changes_at_once_to_one_profile_all_count(root: Caller, ada: Calle
     assert user["profile"] == {f"k{n}": n for n in range(12)}
 
 
+async def test_a_users_export_does_not_tell_where_an_administrator_sits(root: Caller, ada: Caller, dsn: Dsn) -> None:
+    await root.ok("PATCH", user_path(ada.id), {"profile": {"a": 1}})
+    await ada.ok("PATCH", "/account", {"profile": {"a": 2}})
+    events = (await ada.ok("GET", "/account/export"))["events"]
+    assert [(one["kind"], one["ip"], one["user_agent"] is None) for one in events[-2:]] == [
+        ("user_updated", None, True),
+        ("user_updated", "127.0.0.1", False),
+    ]
+
+
 async def test_a_deleted_user_leaves_events_with_an_id_and_no_name(root: Caller, ada: Caller, dsn: Dsn) -> None:
     await root.ok("POST", user_path(ada.id, "password-reset"))
     assert await root.ok("DELETE", user_path(ada.id)) == {"status": "success"}

@@ -151,14 +151,18 @@ _EXPORT = Statement("""
         'known_places', (SELECT coalesce(json_agg(json_build_object('seen_at', k.seen_at) ORDER BY k.seen_at), '[]')
             FROM gatepost.known_places k WHERE k.user_id = u.id),
         'events', (SELECT coalesce(json_agg(json_build_object('at', e.at, 'kind', e.kind,
-            'session_handle', e.session_handle, 'ip', host(e.ip), 'user_agent', e.user_agent,
-            'detail', e.detail) ORDER BY e.id), '[]')
-            FROM gatepost.events e WHERE e.user_id = u.id)
+            'session_handle', e.session_handle, 'ip', CASE WHEN e.mine THEN host(e.ip) END,
+            'user_agent', CASE WHEN e.mine THEN e.user_agent END, 'detail', e.detail) ORDER BY e.id), '[]')
+            FROM (SELECT *, coalesce(actor_id, user_id) = user_id AS mine FROM gatepost.events) e
+            WHERE e.user_id = u.id)
     )::text FROM gatepost.users u WHERE u.id = :id
 """)
 
 
 async def export(connection: Connection, user_id: str) -> str | None:
-    """Everything held about a user but secrets, as one JSON document."""
+    """Everything held about a user but secrets, as one JSON document.
+
+    Where an administrator sits is not about the user.
+    """
     row = await _EXPORT.first(connection, id=user_id)
     return row[0] if row else None
