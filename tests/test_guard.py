@@ -83,3 +83,68 @@ async def test_what_i_am_told_is_mine_whoever_the_body_or_the_query_names(
     assert len((await mine.json())["sessions"]) == 1
     await client.delete("/sessions?scope=all", json=body, headers={"Authorization": token})
     assert [await status_of(client, t) for t in (token, bobs)] == [401, 200]
+
+
+# What each route answers to a user and to an administrator who is not bob, where what it names is bob's.
+FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
+    ("GET", "/user"): (200, 200),
+    ("GET", "/account"): (200, 200),
+    ("PATCH", "/account"): (200, 200),
+    ("GET", "/account/export"): (200, 200),
+    ("GET", "/sessions"): (200, 200),
+    ("DELETE", "/sessions"): (200, 200),
+    ("DELETE", "/sessions/{handle}"): (404, 404),
+    # bob's password is not theirs, whatever their role.
+    ("PUT", "/account/password"): (403, 403),
+    ("DELETE", "/account"): (403, 403),
+    ("GET", "/admin/users"): (403, 200),
+    ("POST", "/admin/users"): (403, 201),
+    ("GET", "/admin/users/{id}"): (403, 200),
+    ("PATCH", "/admin/users/{id}"): (403, 200),
+    ("POST", "/admin/users/{id}/password-reset"): (403, 200),
+    ("GET", "/admin/users/{id}/sessions"): (403, 200),
+    ("DELETE", "/admin/users/{id}/sessions/{handle}"): (403, 200),
+    ("DELETE", "/admin/users/{id}/sessions"): (403, 200),
+    ("DELETE", "/admin/users/{id}/throttle"): (403, 200),
+    ("GET", "/admin/events"): (403, 200),
+    ("DELETE", "/admin/users/{id}"): (403, 200),
+}
+BODIES = {
+    ("PATCH", "/account"): {"profile": {"colour": "blue"}},
+    ("PUT", "/account/password"): {"current": "bob's own password", "new": "a better horse and battery"},
+    ("DELETE", "/account"): {"password": "bob's own password"},
+    ("POST", "/admin/users"): {"username": "eve"},
+    ("PATCH", "/admin/users/{id}"): {"profile": {"colour": "red"}},
+}
+
+
+async def test_each_route_answers_each_role_as_is_said_here_and_nobody_reaches_what_is_anothers(
+    client: Client, dsn: Dsn, ada: dict[str, Any]
+) -> None:
+    assert set(FOR_OTHERS) == set(PROTECTED)
+    bob = await register(client, "bob", "bob's own password")
+    bobs = await log_in(client, "bob", "bob's own password")
+    of_bob = (
+        "SELECT u::text, p::text, (SELECT array_agg(s::text) FROM gatepost.sessions s WHERE s.user_id = u.id) "
+        f"FROM gatepost.users u JOIN gatepost.passwords p ON p.user_id = u.id WHERE u.id = '{bob['id']}'"
+    )
+    handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions")[0][0]
+    before = rows(dsn, of_bob)
+
+    async def ask(method: str, path: str, token: str) -> int:
+        where = path.replace("{id}", bob["id"]).replace("{handle}", handle)
+        query = "?scope=others" if (method, path) == ("DELETE", "/sessions") else ""
+        body = BODIES.get((method, path))
+        async with client.request(method, where + query, json=body, headers={"Authorization": token}) as answer:
+            return answer.status
+
+    for roles, column in (("{}", 0), ("{staff,administrator}", 0), ("{admin}", 1)):
+        rows(dsn, "UPDATE gatepost.users SET roles = %s WHERE id = %s", roles, ada["id"])
+        token = await log_in(client)
+        for (method, path), expected in FOR_OTHERS.items():
+            status = await ask(method, path, token)
+            assert status == expected[column], (roles, method, path)
+            if column == 0 or not path.startswith("/admin"):
+                assert rows(dsn, of_bob) == before, (roles, method, path)
+    assert await status_of(client, bobs) == 401  # what an administrator may do was done
+    assert rows(dsn, "SELECT canonical FROM gatepost.users ORDER BY 1") == [("ada",), ("eve",)]
