@@ -346,7 +346,7 @@ def test_the_last_admin_stays_for_the_shell_too(run: Run, dsn: Dsn, arguments: l
         (["sessions", "nobody"], "there is no user 'nobody'"),
         (["sign-out", "nobody"], "there is no user 'nobody'"),
         (["show", "nobody", "--json"], "there is no user 'nobody'"),
-        (["show", "a b"], "must not contain SPACE"),
+        (["show", "a b"], "gatepost: the username must not contain SPACE"),
         (["show", "\udcff"], "must not contain"),
         (["add", "a b", "--reset"], "username: must not contain SPACE"),
         (["add", "ada", "--reset", "--role", "no role"], "'no role' is no role"),
@@ -360,6 +360,19 @@ def test_a_mistake_is_one_line_and_exit_code_one(run: Run, arguments: list[str],
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["add ada --password-stdin", "import -"])
+def test_a_standard_input_that_is_closed_is_one_line(dsn: Dsn, tmp_path: Path, command: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m gatepost user {command} <&-"],
+        cwd=tmp_path,
+        env=environment(**environment_of(dsn)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "gatepost: there is no standard input\n")
 
 
 @pytest.mark.parametrize("option", ["--prefix", "--role"])

@@ -44,7 +44,6 @@ def main() -> NoReturn:
         CommandError,
         ConfigError,
         EmbeddedError,
-        names.InvalidName,
         MissingPepper,
         PurePythonParser,
         StartError,
@@ -55,6 +54,8 @@ def main() -> NoReturn:
         print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201
     except OSError as error:  # standard output is full, say
         print(f"gatepost: {str(error) or repr(error)}", file=sys.stderr)  # noqa: T201
+    except names.InvalidName as error:
+        print(f"gatepost: the username {error}", file=sys.stderr)  # noqa: T201
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(1)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TextIO, TypeVar
 
 import typer
 
@@ -24,6 +24,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 class CommandError(Exception):
     """A command cannot do what was asked; the message is one line that says why."""
+
+
+def standard_input() -> TextIO:
+    """It, if there is one: a shell or a service manager can close it. Raises CommandError."""
+    if sys.stdin is None:
+        raise CommandError("there is no standard input")
+    return sys.stdin
 
 
 def with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) -> T:

@@ -15,7 +15,16 @@ from gatepost.accounts import policy
 from gatepost.admin import queries
 from gatepost.admin.user import OPERATOR, Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
-from gatepost.console import CommandError, ConfigOption, JsonOption, print_json, print_table, say, with_database
+from gatepost.console import (
+    CommandError,
+    ConfigOption,
+    JsonOption,
+    print_json,
+    print_table,
+    say,
+    standard_input,
+    with_database,
+)
 from gatepost.credentials import Credentials
 from gatepost.db import Database
 from gatepost.names import MAX_ROLES, ROLE, canonical
@@ -76,7 +85,7 @@ def _read_password(*, from_stdin: bool) -> str:
     try:
         if from_stdin:
             # The line's end is the shell's, not the password's.
-            return sys.stdin.readline().rstrip("\r\n")
+            return standard_input().readline().rstrip("\r\n")
         password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     except UnicodeDecodeError as error:
         raise CommandError(f"the password is no text in {error.encoding}") from None

@@ -14,7 +14,7 @@ import typer
 
 from gatepost import schema
 from gatepost.config import Config
-from gatepost.console import ConfigOption
+from gatepost.console import ConfigOption, standard_input
 from gatepost.credentials.foreign import Firebase
 from gatepost.db import reach
 from gatepost.transfer import queries
@@ -124,7 +124,7 @@ def _connection(settings: Config) -> Iterator[Any]:
 @contextlib.contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
     if file == "-":
-        yield sys.stdin.buffer
+        yield standard_input().buffer
         return
     with contextlib.ExitStack() as stack:
         try:
