@@ -1,6 +1,7 @@
 """Hashes from elsewhere: each kind is read, checked, bounded, and replaced by ours at the first good login."""
 
 import base64
+import contextlib
 import logging
 import runpy
 import subprocess
@@ -11,9 +12,12 @@ from typing import Any
 
 import psycopg2
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from gatepost import schema, tables
 from gatepost.credentials import Credentials, Setting, foreign, kinds
+from gatepost.credentials.alphabets import to_adapted_base64, to_base64
 from gatepost.credentials.foreign import Firebase, InvalidHash
 from gatepost.credentials.kinds import InvalidSetting, parse
 from gatepost.credentials.password import RAW, Stored
@@ -221,6 +225,41 @@ def test_the_dearest_that_is_admitted_is_admitted_by_the_reader_and_by_the_table
         put(dsn, f"user{number}", Stored(Setting(setting, None), bytes(32)))
 
 
+lengths = st.integers(16, 64)
+salts = st.binary(max_size=64).map(to_base64)
+adapted_salts = st.binary(max_size=64).map(to_adapted_base64)
+settings_at_all = st.one_of(
+    st.builds(
+        "$scrypt$ln={},r={},p={},l={}${}".format, st.integers(1, 17), st.just(1), st.integers(1, 4), lengths, salts
+    ),
+    st.builds(
+        "$firebase-scrypt$ln={},r={},p=1,l={}${}".format, st.integers(1, 12), st.integers(1, 8), lengths, salts
+    ),
+    st.builds(
+        "${}$v={}$m={},t={},p={},l={}${}".format,
+        st.sampled_from(["argon2id", "argon2i"]),
+        st.sampled_from([16, 19]),
+        st.integers(1, 300),
+        st.integers(1, 3),
+        st.integers(1, 16),
+        lengths,
+        salts,
+    ),
+    st.builds(
+        "$pbkdf2{}${}${}".format, st.sampled_from(["", "-sha256", "-sha512"]), st.integers(1, 50), adapted_salts
+    ),
+)
+
+
+@settings(deadline=None)
+@example(f"$scrypt$ln=16,r=1,p=1${SALT22}")
+@given(settings_at_all)
+def test_whatever_the_reader_admits_can_be_computed(setting: str) -> None:
+    with contextlib.suppress(InvalidSetting):
+        kind = parse(setting)
+        assert len(kind.derive(b"x")) == kind.length
+
+
 def test_the_migration_has_the_limits_of_the_tables() -> None:
     found = schema.migrations_folder() / "versions" / "0003_imported_passwords.py"
     assert runpy.run_path(str(found))["SETTING"] == tables.SETTING
@@ -243,6 +282,7 @@ def test_the_migration_has_the_limits_of_the_tables() -> None:
         ("scrypt:1000:8:1$abc$aa", "power of 2"),
         ("scrypt:1048576:8:1$abc$" + "aa" * 32, "at most 2^17"),
         ("scrypt:1024:800:1$abc$" + "aa" * 32, "r must be"),
+        ("scrypt:65536:1:1$abc$" + "aa" * 32, "N must be less than 2"),
         ("scrypt$1024$abc$8$1$" + "!" * 8, "damaged"),
         ("$argon2id$v=19$m=4194304,t=1,p=1$c29tZXNhbHQ$" + "A" * 43, "m must be 1 to 262144"),
         ("$argon2id$v=19$m=8,t=1,p=2$c29tZXNhbHQ$" + "A" * 43, "at least 8 times"),

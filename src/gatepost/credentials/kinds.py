@@ -223,6 +223,8 @@ class Scrypt:
             raise InvalidSetting(f"scrypt's N must be at most 2^{MAX_SCRYPT_LN}")
         _at_most("scrypt's r", it.r, MAX_SCRYPT_R)
         _at_most("scrypt's p", it.p, MAX_SCRYPT_P)
+        if it.ln >= 16 * it.r:  # RFC 7914 §6; nothing computes it
+            raise InvalidSetting("scrypt's N must be less than 2^(16 r)")
         return it
 
     @property
