@@ -334,9 +334,11 @@ def test_a_full_disk_ends_an_export_in_one_line_and_a_reader_who_has_had_enough_
 
 
 def test_a_csv_without_its_header_is_refused_as_a_whole(run: Run, dsn: Dsn) -> None:
-    done = run("import", "-", "--format", "csv", stdin="ada,,\nbob,,\n")
+    text = f"username,{MADE['bcrypt 2b']},\nbob,,\n"
+    done = run("import", "-", "--format", "csv", stdin=text)
     assert done.returncode == 1
-    assert "its first line" in done.stderr
+    assert "its first line must name the columns; number 2 is none of created, disabled, hash, id," in done.stderr
+    assert "$2b$" not in done.stderr
     assert usernames(dsn) == []
 
 

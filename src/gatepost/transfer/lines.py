@@ -82,8 +82,10 @@ class Source:
         if isinstance(first, Refusal):
             raise UnusableFile(first.reason.replace("the line", "its first line"))
         _, header = first
-        if unknown := set(header) - COLUMNS:
-            raise UnusableFile(f"its first line names the column {min(unknown)[:40]!r}, which there is not")
+        for number, name in enumerate(header, 1):
+            if name not in COLUMNS:  # which is not repeated: in a file without a header it may be a hash
+                known = ", ".join(sorted(COLUMNS))
+                raise UnusableFile(f"its first line must name the columns; number {number} is none of {known}")
         if "username" not in header or len(set(header)) < len(header):
             raise UnusableFile("its first line must name the columns, each once, username among them")
         for row in rows:
