@@ -277,4 +277,5 @@ _MESSAGES = {
 
 def _field_error(error: Any) -> FieldError:
     code = _CODES.get(error["type"], error["type"])
-    return FieldError(".".join(map(str, error["loc"])), code, _MESSAGES.get(code, error["msg"]))
+    message = _MESSAGES.get(code, error["msg"].removeprefix("Value error, "))  # pydantic's word for a rule of ours
+    return FieldError(".".join(map(str, error["loc"])), code, message)
