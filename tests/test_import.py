@@ -365,6 +365,18 @@ async def test_an_export_is_imported_elsewhere_and_every_login_goes_on_working(
         await other.close()
 
 
+async def test_a_hash_that_no_login_computes_stops_neither_the_start_nor_an_export(
+    run: Run, dsn: Dsn, config: Config, start_server: StartServer
+) -> None:
+    run("import", "-", stdin=jsonl({"username": "ada", "hash": MADE["passlib scrypt"]}, {"username": "bob"}))
+    rows(dsn, "UPDATE gatepost.passwords SET setting = '$scrypt$ln=16,r=1,p=1$AAAAAAAAAAAAAAAAAAAAAA'")
+    exported = [json.loads(line) for line in run("export").stdout.splitlines()]
+    assert [(user["username"], "hash" in user) for user in exported] == [("ada", False), ("bob", False)]
+    client = await start_server(config)
+    async with client.post("/user", json={"username": "ada", "password": TYPED}) as answer:
+        assert answer.status == 401
+
+
 def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
     dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Importing and exporting in SQL, on a connection of its own: psycopg2, as COPY wants it."""
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import psycopg2
 import psycopg2.errors
 
 from gatepost.credentials import Setting, Stored, foreign
+from gatepost.credentials.kinds import InvalidSetting
 from gatepost.driver import Dsn, cannot_connect
 from gatepost.transfer.lines import Refusal, dumps
 from gatepost.transfer.users import ImportedUser
@@ -178,8 +180,9 @@ def _line(
     setting, digest, norm, pepper = password
     user: dict[str, Any] = {"id": id_, "username": username}
     if setting is not None:
-        user["hash"] = foreign.write(Stored(Setting(setting, pepper, norm), bytes(digest)))
-        user["norm"] = norm
+        with contextlib.suppress(InvalidSetting):  # with such a one nobody signs in either
+            user["hash"] = foreign.write(Stored(Setting(setting, pepper, norm), bytes(digest)))
+            user["norm"] = norm
     user |= {"roles": roles, "profile": profile, "created": created.isoformat()}
     user |= {"pepper": pepper} if pepper is not None else {}
     user |= {"disabled": disabled.isoformat()} if disabled is not None else {}
