@@ -60,6 +60,9 @@ MADE = {
     "Django bcrypt": "bcrypt$$2b$04$v1MC2KoAowo7jHSt9wYfoerNAJFtPXi6PnHV6FL2yQ3lt3hpfHPh2",
     "Django scrypt": "scrypt$1024$6ZLgWTuzM3oCEi4Szq91lg$8$1$jJg6pk2OoodSyOY0C+eAp8lxPsmsX9/vFNzf23KjmVFZMw/LoHSbVRod"
     "tNGhf+QMhcjl3DYuu5bicNdHCabwBw==",
+    # In that form by hashlib, with the costs of Django 5.1 and later.
+    "Django's own scrypt": "scrypt$16384$6ZLgWTuzM3oCEi4Szq91lg$8$5$"
+    "v9EZQ1xhXaTyu0fz3R6jm152DsAPQCVubcbTt/4u40DljMPLpp3vZwf+K0xzHumhc2VcBcfV7hnb5bbxgRhB/A==",
 }
 
 # Published: who, the password, the hash.
@@ -182,7 +185,8 @@ HOSTILE = {
     "pbkdf2 none": f"$pbkdf2-sha256$0${SALT22}",
     "scrypt N": f"$scrypt$ln=18,r=8,p=1${SALT22}",
     "scrypt r": f"$scrypt$ln=14,r=9,p=1${SALT22}",
-    "scrypt p": f"$scrypt$ln=14,r=8,p=5${SALT22}",
+    "scrypt p": f"$scrypt$ln=15,r=8,p=5${SALT22}",
+    "scrypt p with a small N": f"$scrypt$ln=14,r=8,p=17${SALT22}",
     "firebase N": f"$firebase-scrypt$ln=18,r=8,p=1${SALT22}",
     "another kind": f"$6$rounds=5000${SALT22}",
     "a long salt": "$pbkdf2-sha256$1000$" + "A" * 200,
@@ -198,6 +202,7 @@ DEAREST = [
     f"$pbkdf2$2000000${SALT22}",
     f"$pbkdf2-sha512$1999999${SALT22}",
     f"$scrypt$ln=17,r=8,p=4${SALT22}",
+    f"$scrypt$ln=14,r=8,p=16${SALT22}",
     f"$firebase-scrypt$ln=17,r=8,p=1${SALT22}",
 ]
 _STORE = (

@@ -91,9 +91,10 @@ SETTING = (
         f" WHEN '{kind}' THEN split_part(setting, '$', 3) ~ '^([1-9][0-9]{{0,5}}|1[0-9]{{6}}|2000000)$'"
         for kind in ("pbkdf2", "pbkdf2-sha256", "pbkdf2-sha512")
     )
-    # scrypt: N to 2^17, r to 8, p to 4
+    # scrypt: N to 2^17, r to 8, p to 4, or to 16 with N to 2^14 (Django's p is 5)
     + "".join(
-        f" WHEN '{kind}' THEN split_part(setting, '$', 3) ~ '^ln=([1-9]|1[0-7]),r=[1-8],p=[1-4](,l=[1-6][0-9])?$'"
+        f" WHEN '{kind}' THEN split_part(setting, '$', 3) ~ '^(ln=([1-9]|1[0-7]),r=[1-8],p=[1-4]|"
+        "ln=([1-9]|1[0-4]),r=[1-8],p=([1-9]|1[0-6]))(,l=[1-6][0-9])?$'"
         for kind in ("scrypt", "firebase-scrypt")
     )
     + " ELSE false END"

@@ -33,6 +33,8 @@ MAX_ARGON2_LANES = 16  # each is a thread
 BCRYPT_ROUNDS = range(4, 15)
 MAX_PBKDF2_ITERATIONS = 2_000_000
 MAX_SCRYPT_LN, MAX_SCRYPT_R, MAX_SCRYPT_P = 17, 8, 4
+# With a smaller N, p may be larger at half that cost: Django's own is N = 2^14, p = 5 (OWASP's cheat sheet).
+SMALL_SCRYPT_LN, MAX_SMALL_SCRYPT_P = 14, 16
 MIN_DIGEST_BYTES, MAX_DIGEST_BYTES = 16, 64
 MAX_SALT_BYTES = 64
 
@@ -222,7 +224,7 @@ class Scrypt:
         if it.ln > MAX_SCRYPT_LN:
             raise InvalidSetting(f"scrypt's N must be at most 2^{MAX_SCRYPT_LN}")
         _at_most("scrypt's r", it.r, MAX_SCRYPT_R)
-        _at_most("scrypt's p", it.p, MAX_SCRYPT_P)
+        _at_most("scrypt's p", it.p, MAX_SMALL_SCRYPT_P if it.ln <= SMALL_SCRYPT_LN else MAX_SCRYPT_P)
         if it.ln >= 16 * it.r:  # RFC 7914 §6; nothing computes it
             raise InvalidSetting("scrypt's N must be less than 2^(16 r)")
         return it
