@@ -128,6 +128,18 @@ async def test_last_seen_is_written_in_one_statement_for_all_and_not_by_checks(
     assert sent == []
 
 
+async def test_a_session_that_another_node_has_written_within_a_minute_is_left_alone(
+    client: Client, dsn: Dsn, ada: dict[str, Any]
+) -> None:
+    token = await log_in(client)
+    for ago, left in (("50 s", True), ("61 s", False)):
+        rows(dsn, "UPDATE gatepost.sessions SET last_seen_at = now() - %s::interval", ago)
+        before = rows(dsn, "SELECT last_seen_at FROM gatepost.sessions")
+        assert await status_of(client, token) == 200
+        await client.app[LAST_SEEN].write()
+        assert (rows(dsn, "SELECT last_seen_at FROM gatepost.sessions") == before) is left
+
+
 async def test_last_seen_survives_a_database_that_does_not_answer_just_then(
     client: Client, dsn: Dsn, ada: dict[str, Any]
 ) -> None:

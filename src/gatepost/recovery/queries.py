@@ -10,8 +10,11 @@ from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 
 def hash_code(code: str) -> bytes:
-    """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash."""
-    return hashlib.sha256(code.encode()).digest()
+    """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash.
+
+    Capitals and spaces are as good as none: it may have been read out over a telephone.
+    """
+    return hashlib.sha256("".join(code.lower().split()).encode()).digest()
 
 
 _FIND_RESET = Statement(f"""

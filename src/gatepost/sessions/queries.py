@@ -248,7 +248,7 @@ async def end_all_sessions_of(connection: Connection, user_id: str, by: Revocati
 _TOUCH = Statement("""
     UPDATE gatepost.sessions SET last_seen_at = clock_timestamp() WHERE token_hash IN (
         SELECT token_hash FROM gatepost.sessions
-        WHERE token_hash = ANY (CAST(:hashes AS bytea[])) AND last_seen_at < clock_timestamp() - interval '30 s'
+        WHERE token_hash = ANY (CAST(:hashes AS bytea[])) AND last_seen_at < clock_timestamp() - interval '1 minute'
         ORDER BY token_hash FOR NO KEY UPDATE SKIP LOCKED)
 """)
 
