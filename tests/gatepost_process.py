@@ -40,11 +40,14 @@ def gatepost(
 class Process:
     """`gatepost run` in a folder, once it serves."""
 
+    stdin = subprocess.DEVNULL  # as a service has it
+
     def __init__(self, cwd: Path, *arguments: str, **variables: str) -> None:
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "gatepost", "run", *arguments],
             cwd=cwd,
             env=environment(**{"GATEPOST_WEBSERVER__PORT": "0", **variables}),
+            stdin=self.stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import pty
 import signal
 import socket
 import threading
@@ -141,6 +142,31 @@ def test_a_second_sigterm_ends_it_at_once(tmp_path: Path, workers: str) -> None:
             assert process.end() in {0, 128 + signal.SIGTERM}
             assert time.monotonic() - began < 20
         assert [pid for pid in workers_left if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_a_single_process_passes_sighup_over_and_says_so(dsn: Dsn, tmp_path: Path) -> None:
+    with running(tmp_path, **environment_of(dsn)) as process:
+        process.popen.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while "SIGHUP is passed over" not in process.output:
+            assert process.popen.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.request("GET", "/health/ready")[0] == 200
+        assert process.end() == 0
+    assert process.output.count("SIGHUP") == 1
+
+
+def test_a_terminal_that_is_closed_stops_what_runs_in_it(
+    dsn: Dsn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setattr(Process, "stdin", theirs)
+    with running(tmp_path, **environment_of(dsn)) as process:
+        os.close(theirs)
+        os.close(ours)
+        assert process.end(signal.SIGHUP) == 0
+    assert "SIGHUP" not in process.output
 
 
 @EITHER

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import gc
-import os
-import signal
 import socket
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -31,7 +29,7 @@ from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
-from gatepost.serving import ACCEPTS, LINGER, Stopping, serve
+from gatepost.serving import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
@@ -230,7 +228,7 @@ class WebServer:
         return runner
 
     def run(self, announce: Callable[[str], None] | None = None) -> None:
-        """Serve until SIGINT or SIGTERM; the second one ends the process at once.
+        """Serve until a signal says to stop (`serving.on_signals`).
 
         ``announce`` is given a few lines about it once requests are accepted; by default they are printed. Raises
         what `runner` and `initializer` raise, and StartError when the address cannot be had.
@@ -240,16 +238,7 @@ class WebServer:
             asyncio.run(self._run(sock, announce or partial(print, flush=True)))
 
     async def _run(self, sock: socket.socket, announce: Callable[[str], None]) -> None:
-        loop, delay = asyncio.get_running_loop(), self.config.webserver.shutdown_delay
-
-        def stop(number: int, _frame: object) -> None:
-            if self.stopping.begun:
-                os._exit(128 + number)  # an embedded Postgres ends by itself then
-            loop.call_soon_threadsafe(partial(self.stopping.begin, delay=delay))
-
-        # Not through the loop: it is deaf while it waits for threads at the end.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
+        on_signals(self.stopping, self.config.webserver.shutdown_delay)
         await self.serve(sock, lambda: announce(self.welcome(sock.getsockname()[1])))
 
     async def serve(self, sock: socket.socket, ready: Callable[[], None], *, accepts: int = ACCEPTS) -> None:

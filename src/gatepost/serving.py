@@ -8,16 +8,20 @@ closed: one that is closed without a word may have a request on its way, which n
 import asyncio
 import contextlib
 import ctypes
+import os
+import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from gatepost.listen import BACKLOG
+from gatepost.logs import log
 
 T = TypeVar("T")
 
@@ -76,6 +80,35 @@ class Stopping:
         if self._told.is_set():
             response.force_close()
             response.headers["Connection"] = "close"
+
+
+def on_signals(stopping: Stopping, delay: float) -> None:
+    """Let SIGINT and SIGTERM begin ``stopping`` (``delay``: seconds); one more of them ends the process at once.
+
+    SIGHUP asks a service to read its configuration again, which one process cannot; a process that it killed would
+    count as stopped on purpose (systemd: `Restart=on-failure`). In a terminal it says that the terminal is gone.
+    """
+    loop = asyncio.get_running_loop()
+    terminal = os.isatty(0)  # one that is gone is none
+
+    def stop(number: int, _frame: object) -> None:
+        if stopping.begun:
+            os._exit(128 + number)  # an embedded Postgres ends by itself then
+        loop.call_soon_threadsafe(partial(stopping.begin, delay=delay))
+
+    def hang_up(_number: int, _frame: object) -> None:
+        if stopping.begun:  # a terminal may say it twice
+            return
+        if terminal:
+            loop.call_soon_threadsafe(partial(stopping.begin, delay=delay))
+        else:
+            warning = "SIGHUP is passed over: one process cannot read its configuration again, restart it"
+            loop.call_soon_threadsafe(log.warning, warning)
+
+    # Not through the loop: it is deaf while it waits for threads at the end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, hang_up)
 
 
 async def serve(
