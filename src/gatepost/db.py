@@ -184,16 +184,10 @@ class Database:
         self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Run a query that changes something: never twice, and to its end even if the request is cancelled."""
-        return await asyncio.shield(self.begin_write(query, *args, **kwargs))
-
-    def begin_write(
-        self, query: Callable[Concatenate[Connection, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> "asyncio.Task[T]":
-        """`write` for those who need not wait for its end; nor need they ask what came of it."""
-        task = asyncio.create_task(self._run(time.monotonic() + ANSWER_TIMEOUT, query, *args, **kwargs))
+        task = asyncio.ensure_future(self._run(time.monotonic() + ANSWER_TIMEOUT, query, *args, **kwargs))
         self._writes.add(task)
         task.add_done_callback(self._ended)
-        return task
+        return await asyncio.shield(task)
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._writes.discard(task)

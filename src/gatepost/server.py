@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost import events, schema, throttle
+from gatepost import events, schema, throttle, unjudged
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -36,6 +36,7 @@ from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.throttle import Throttle
+from gatepost.unjudged import Unjudged
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
@@ -44,6 +45,7 @@ from gatepost.web import (
     METRICS,
     STOPPING,
     THROTTLE,
+    UNJUDGED,
     UNTRUSTED_PROXY,
     cors,
     mount,
@@ -181,6 +183,10 @@ class WebServer:
         self._share(LAST_SEEN, last_seen)
         self._resources.push_async_callback(_at_last, last_seen.write)
         await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
+        attempts = Unjudged(database)
+        self._share(UNJUDGED, attempts)
+        self._resources.push_async_callback(_at_last, attempts.write)
+        await self._resources.enter_async_context(every(unjudged.INTERVAL, attempts.write))
         failed = FailedLookups(database, self.app[THROTTLE])
         self._share(FAILED_LOOKUPS, failed)
         await self._resources.enter_async_context(every(failures.INTERVAL, failed.write))

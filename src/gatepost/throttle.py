@@ -6,18 +6,16 @@ kept, the moment at which it will be full again. An attempt moves that on by the
 The database's clock judges, and a refused attempt changes nothing.
 """
 
-import asyncio
-import contextlib
 import hmac
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from gatepost import addresses
 from gatepost.config import ThrottleConfig
 from gatepost.db import Connection, Database, Statement, array
 from gatepost.deployment import deployment_key
-from gatepost.errors import DatabaseUnavailable, InvalidBody, LastAdmin, TooManyAttempts, Unavailable
+from gatepost.errors import TooManyAttempts
 
 KEY_BYTES = 16
 
@@ -208,28 +206,9 @@ _GIVE_BACK = Statement(
 )
 
 
-async def give_back(connection: Connection, taken: Taken) -> None:
-    """Undo `take`."""
-    await _GIVE_BACK.all(connection, **taken.parameters())
-
-
-@contextlib.asynccontextmanager
-async def given_back_unless_judged(database: Database, taken: Taken) -> AsyncIterator[None]:
-    """Give back the attempts that come to no judgement: or an overload, or a table that is locked for a while, would
-    lock everybody out who tries again meanwhile.
-
-    And those of the last administrator, whose password was right: the statement that would have given them back was
-    undone as a whole.
-    """
-    try:
-        yield
-    except (Unavailable, InvalidBody, LastAdmin) as problem:
-        if taken.buckets:
-            giving = database.begin_write(give_back, taken)
-            if not isinstance(problem, DatabaseUnavailable):  # else it may hang, and the answer has waited already
-                with contextlib.suppress(DatabaseUnavailable):
-                    await asyncio.shield(giving)
-        raise
+async def give_back(connection: Connection, seconds: Mapping[bytes, float]) -> None:
+    """Undo `take`: buckets that were moved on by so many ``seconds``, by key."""
+    await _GIVE_BACK.all(connection, taken=array(seconds), taken_everys=array(seconds.values()))
 
 
 # ----------------------------------------------------------------------------------------- after the fact

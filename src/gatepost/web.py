@@ -33,6 +33,7 @@ from gatepost.metrics import ABANDONED, Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.serving import Stopping
 from gatepost.throttle import Throttle
+from gatepost.unjudged import Unjudged
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
@@ -40,6 +41,7 @@ STOPPING = web.AppKey("stopping", Stopping)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 METRICS = web.AppKey("metrics", Metrics)
 THROTTLE = web.AppKey("throttle", Throttle)
+UNJUDGED = web.AppKey("unjudged", Unjudged)
 UNTRUSTED_PROXY = web.AppKey("untrusted_proxy", OneWarning)
 
 MAX_BODY = 8192

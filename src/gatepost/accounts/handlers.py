@@ -28,9 +28,9 @@ from gatepost.operation import operation
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
-from gatepost.throttle import given_back_unless_judged, take
+from gatepost.throttle import take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.wire import while_connected
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ async def register(request: web.Request) -> web.Response:
     username, compared = policy.judge(asked.username, asked.password, config.passwords)
     database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
     taken = await database.read(take, throttle.for_registration(throttle.place_of(ip)))
-    async with given_back_unless_judged(database, taken):
+    async with request.app[UNJUDGED].given_back(taken):
         password = await while_connected(
             request, request.app[CREDENTIALS].create(asked.password, hashing_place(request))
         )
@@ -221,7 +221,7 @@ async def _checked(request: web.Request, session: Session, password: str) -> Asy
     if secret is None:
         raise Unauthorized
     setting = secret.setting or credentials.dummy(secret.canonical)
-    async with given_back_unless_judged(database, taken):
+    async with request.app[UNJUDGED].given_back(taken):
         digest = await while_connected(request, credentials.digest(setting, password, hashing_place(request)))
         yield password_queries.Current(setting, digest, taken)
 

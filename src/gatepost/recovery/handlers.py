@@ -9,8 +9,7 @@ from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailabl
 from gatepost.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done
-from gatepost.throttle import given_back_unless_judged
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.wire import while_connected
 
 
@@ -37,7 +36,7 @@ async def redeem(request: web.Request) -> web.Response:
     name, taken = await database.read(queries.find_reset, code_hash, throttle.for_code(place))
     if name is None:
         raise InvalidCode
-    async with given_back_unless_judged(database, taken):
+    async with request.app[UNJUDGED].given_back(taken):
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
         new = await while_connected(request, request.app[CREDENTIALS].create(asked.new, hashing_place(request)))
     await database.write(

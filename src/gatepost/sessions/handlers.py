@@ -25,9 +25,8 @@ from gatepost.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
-from gatepost.throttle import given_back_unless_judged
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, json_response, read_body
+from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.wire import while_connected
 
 
@@ -106,7 +105,7 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     # A read, since running it twice does no harm.
     stored, taken = await database.read(queries.find_setting, entry)
     setting = stored or dummy
-    async with given_back_unless_judged(database, taken):
+    async with request.app[UNJUDGED].given_back(taken):
         digest, failure_due = await while_connected(request, credentials.check(setting, login.password, queued_for))
         token = str(uuid.uuid4())
         attempt = queries.Attempt(

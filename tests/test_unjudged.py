@@ -1,0 +1,171 @@
+"""Attempts that nobody judged: given back, once, as soon as the database can be reached."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+
+import psycopg2
+import pytest
+
+from gatepost import throttle
+from gatepost.config import Config
+from gatepost.db import Connection, Database, Dsn
+from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
+from gatepost.server import WebServer
+from gatepost.throttle import Taken
+from gatepost.unjudged import Unjudged
+from gatepost.web import UNJUDGED
+from tests.conftest import rows
+from tests.test_throttle import DAY, HOUR, bucket, later
+
+
+@pytest.fixture
+def unjudged(database: Database) -> Unjudged:
+    return Unjudged(database)
+
+
+async def take(database: Database, *names: str) -> Taken:
+    return await database.read(throttle.take, sorted(map(bucket, names)))
+
+
+async def end(unjudged: Unjudged, taken: Taken, outcome: Problem) -> None:
+    with pytest.raises(type(outcome)):
+        async with unjudged.given_back(taken):
+            raise outcome
+
+
+def ahead(dsn: Dsn) -> list[float]:
+    """The seconds until each bucket is full, by their keys."""
+    return [
+        float(s) for (s,) in rows(dsn, "SELECT extract(epoch FROM due - now()) FROM gatepost.throttles ORDER BY key")
+    ]
+
+
+@contextlib.asynccontextmanager
+async def no_connection_free(database: Database) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as held:
+        for _ in range(database.pool.maxsize):
+            driver = await database.pool.acquire()
+            held.callback(database.pool.give_back, driver)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("outcome", "at_once", "in_the_end"),
+    [
+        (Overloaded(), True, True),
+        (InvalidBody([]), True, True),
+        (WrongPassword(), False, False),
+        (DatabaseUnavailable(), False, True),  # nobody waits for it
+    ],
+)
+async def test_an_attempt_that_was_not_judged_is_given_back(
+    database: Database, unjudged: Unjudged, dsn: Dsn, outcome: Problem, at_once: bool, in_the_end: bool
+) -> None:
+    await end(unjudged, await take(database, "a"), outcome)
+    assert (ahead(dsn)[0] < 10) is at_once
+    await unjudged.write()
+    assert (ahead(dsn)[0] < 10) is in_the_end
+
+
+@pytest.mark.parametrize("outcome", [Overloaded(), DatabaseUnavailable()])
+async def test_while_no_connection_is_free_attempts_are_held_and_given_back_afterwards_once(
+    database: Database, unjudged: Unjudged, dsn: Dsn, outcome: Problem
+) -> None:
+    for _ in range(2):
+        taken = await take(database, "a", "b")
+        async with no_connection_free(database):
+            await end(unjudged, taken, outcome)
+            with pytest.raises(DatabaseUnavailable):
+                await unjudged.write()
+    await take(database, "a")
+    for _ in range(2):
+        await unjudged.write()
+        used_a, used_b = sorted(ahead(dsn), reverse=True)
+        assert 3590 < used_a <= 3610
+        assert used_b < 10
+
+
+async def test_a_bucket_that_somebody_has_locked_is_given_back_to_when_it_is_free(
+    database: Database, unjudged: Unjudged, dsn: Dsn
+) -> None:
+    first, second = await take(database, "a"), await take(database, "a")
+    await end(unjudged, first, DatabaseUnavailable())
+    with contextlib.closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as holder:
+        holder.cursor().execute("SELECT FROM gatepost.throttles FOR UPDATE")
+        writing = asyncio.create_task(unjudged.write())
+        await asyncio.sleep(0)  # it is on its way
+        await end(unjudged, second, DatabaseUnavailable())
+        with pytest.raises(DatabaseUnavailable):
+            await writing
+    await unjudged.write()
+    assert ahead(dsn)[0] < 10
+
+
+async def test_it_is_not_tried_again_when_nobody_knows_what_became_of_the_commit(
+    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = throttle.give_back
+
+    async def and_the_server_goes(connection: Connection, seconds: Mapping[bytes, float]) -> None:
+        await honest(connection, seconds)
+        rows(dsn, "SELECT pg_terminate_backend(%s, 10000)", connection.connection.raw.get_backend_pid())
+
+    monkeypatch.setattr(throttle, "give_back", and_the_server_goes)
+    await end(unjudged, await take(database, "a"), DatabaseUnavailable())
+    with pytest.raises(DatabaseUnavailable):
+        await unjudged.write()
+    assert unjudged._held == {}
+
+
+async def test_what_has_come_back_by_itself_does_not_come_back_again(
+    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or guesses that were made since would be forgotten."""
+    for name in ("a", "b"):
+        await end(unjudged, await take(database, name), DatabaseUnavailable())
+    now = unjudged._held[bucket("a").key][1]
+    monkeypatch.setattr("gatepost.unjudged.time.monotonic", lambda: now + 3000)
+    later(dsn, 3000)
+    await unjudged.write()
+    assert all(-10 < seconds < 10 for seconds in ahead(dsn))
+    await end(unjudged, await take(database, "a", "b"), DatabaseUnavailable())
+    monkeypatch.setattr("gatepost.unjudged.time.monotonic", lambda: now + DAY)
+    before = ahead(dsn)
+    await unjudged.write()
+    assert [abs(a - b) < 10 for a, b in zip(before, ahead(dsn), strict=True)] == [True, True]
+    assert unjudged._held == {}
+
+
+async def test_what_is_held_takes_bounded_memory(unjudged: Unjudged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gatepost.unjudged.MOST", 5)
+    for number in range(20):
+        await end(unjudged, Taken([bucket(str(number)), bucket("a", HOUR)]), DatabaseUnavailable())
+    assert len(unjudged._held) == 5
+    assert unjudged._held[bucket("a").key][0] == 20 * HOUR.every
+
+
+async def test_many_are_given_back_in_batches_and_what_comes_meanwhile_is_not_lost(
+    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatepost.unjudged.BATCH", 2)
+    for name in "abcde":
+        await end(unjudged, await take(database, name), DatabaseUnavailable())
+    taken = await take(database, "a")
+    writing = asyncio.create_task(unjudged.write())
+    await asyncio.sleep(0)  # the first batch is on its way
+    await end(unjudged, taken, DatabaseUnavailable())
+    await writing
+    assert len(ahead(dsn)) == 5
+    assert max(ahead(dsn)) < 10
+
+
+async def test_a_server_that_stops_gives_back_what_it_holds(config: Config, dsn: Dsn) -> None:
+    server = WebServer(config)
+    app = await server.initializer()
+    database = await Database.open(dsn, 1)
+    await end(app[UNJUDGED], await take(database, "a"), DatabaseUnavailable())
+    app.freeze()
+    await app.cleanup()
+    assert ahead(dsn)[0] < 10
+    await database.close()
