@@ -33,10 +33,10 @@ async def asleep(server: Postgres) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def locked(server: Postgres) -> AsyncIterator[None]:
+async def locked(server: Postgres, table: str = "passwords") -> AsyncIterator[None]:
     """Somebody else's transaction that keeps everyone from a table that logins need."""
     with server.session() as cursor:
-        cursor.execute("BEGIN; LOCK TABLE gatepost.passwords IN ACCESS EXCLUSIVE MODE")
+        cursor.execute(f"BEGIN; LOCK TABLE gatepost.{table} IN ACCESS EXCLUSIVE MODE")
         yield
 
 

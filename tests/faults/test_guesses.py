@@ -1,8 +1,12 @@
-"""Guesses at one account through two processes: how many reach the hash, whatever their clocks say."""
+"""Guesses at one account through two processes: how many reach the hash, whatever their clocks say. And what is none:
+the right password, tried again and again while nothing can be said of it.
+"""
 
 import asyncio
 import re
+import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -13,7 +17,8 @@ from tests.faults.clock import HOUR, faketime, set_off
 from tests.faults.conftest import NewService
 from tests.faults.postgres import Postgres
 from tests.faults.service import ADMIN_PASSWORD
-from tests.faults.trial import Trial
+from tests.faults.test_busy import Fault, asleep, locked
+from tests.faults.trial import QUICK_HOLD, Trial, ready
 
 pytestmark = pytest.mark.fault
 
@@ -31,8 +36,8 @@ VARIABLES = {
 }
 
 
-async def log_in(http: aiohttp.ClientSession, url: str, ip: str, password: str) -> int:
-    body = {"username": "admin", "password": password}
+async def log_in(http: aiohttp.ClientSession, url: str, ip: str, password: str, name: str = "admin") -> int:
+    body = {"username": name, "password": password}
     async with http.post(url + "/user", json=body, headers={"X-Forwarded-For": ip}) as answer:
         await answer.read()
         return answer.status
@@ -93,3 +98,68 @@ async def test_the_limit_is_the_same_for_processes_whose_clocks_are_two_hours_ap
     computed, answers, owner = await guess_everywhere(urls, 300)
     assert computed == answers[401] == LIMITS[300]
     assert owner == [200, 200]
+
+
+# Each from a place of its own, with so many programs that try at once: fewer than a place has attempts, and together
+# more than there are connections.
+USERS, PROGRAMS = [f"user{number}" for number in range(6)], 3
+# Seconds after the fault until all is as if there had been none.
+FORGOTTEN = 5.0
+
+
+async def keep_trying(
+    http: aiohttp.ClientSession, url: str, number: int, answers: Counter[int], until: float
+) -> None:
+    """A program with the right password, which takes no no for an answer."""
+    while time.monotonic() < until:
+        answers[await log_in(http, url, STRANGERS[number], ADMIN_PASSWORD, USERS[number])] += 1
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("pg_sleep in each", asleep),
+        pytest.param("a table they need is locked", partial(locked, table="events"), marks=pytest.mark.thorough),
+    ],
+)
+async def test_who_knows_the_password_is_not_locked_out_by_trying_while_the_database_cannot_say_so(
+    trial: Trial, server: Postgres, new_service: NewService, name: str, fault: Fault
+) -> None:
+    url = new_service(server, **VARIABLES).url
+    times, hold = (2, QUICK_HOLD) if trial.quick else (3, 8.0)
+    answers: list[Counter[int]] = [Counter() for _ in USERS]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        for user in USERS:
+            async with http.post(url + "/account", json={"username": user, "password": ADMIN_PASSWORD}) as answer:
+                assert answer.status == 201
+        for _ in range(times):
+            until = time.monotonic() + hold
+            async with fault(server), asyncio.TaskGroup() as programs:
+                for number in range(PROGRAMS * len(USERS)):
+                    which = number % len(USERS)
+                    programs.create_task(keep_trying(http, url, which, answers[which], until))
+        repaired = await ready(url)
+
+        async def get_in(number: int) -> None:
+            while await log_in(http, url, STRANGERS[number], ADMIN_PASSWORD, USERS[number]) != 200:
+                assert time.monotonic() - repaired < FORGOTTEN
+                await asyncio.sleep(0.1)
+
+        await asyncio.gather(*map(get_in, range(len(USERS))))
+        again = time.monotonic() - repaired
+        tries, guesses = 2 * LIMITS[1], []
+        for number, user in enumerate(USERS):
+            rights = [await log_in(http, url, STRANGERS[number], ADMIN_PASSWORD, user) for _ in range(tries)]
+            assert rights == [200] * tries
+            wrongs = [await log_in(http, url, STRANGERS[number], f"guess number {n}", user) for n in range(tries)]
+            assert set(wrongs) == {401, 429}
+            guesses.append(wrongs.count(401))
+    unjudged = [counted[503] for counted in answers]
+    trial.found(
+        f"Six users try the right password, with the limits that are the default ({name}), {times} times {hold:g} s",
+        f"each has {min(unjudged)} to {max(unjudged)} × 503; all are in {again:.1f} s after it (≤ {FORGOTTEN:g}); "
+        f"wrong passwords then: {min(guesses)} to {max(guesses)} (≤ {LIMITS[1]})",
+    )
+    assert min(unjudged) > LIMITS[1]
+    assert max(guesses) <= LIMITS[1]
