@@ -1,6 +1,7 @@
 """What is counted, and that no label's value is a client's."""
 
 import asyncio
+import fcntl
 import json
 import math
 import os
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from gatepost import events
 from gatepost.config import Config, ThrottleConfig
 from gatepost.db import Database, Dsn
-from gatepost.metrics import BUCKETS, Metrics
+from gatepost.metrics import BUCKETS, Metrics, worker_ended
 from gatepost.ops import instruments
 from gatepost.routes import ROUTES
 from gatepost.server import WebServer
@@ -437,3 +440,38 @@ def test_every_limit_that_can_be_counted_is_in_the_docs() -> None:
     [row] = re.findall(r"^\| `gatepost_throttled_total` .*$", text, re.MULTILINE)
     limits = [limit for limit in vars(Throttle(ThrottleConfig(), bytes(32))).values() if isinstance(limit, Limit)]
     assert set(re.findall(r"`(\w+)`", row)) - {"gatepost_throttled_total", "what"} == {limit.name for limit in limits}
+
+
+def test_what_processes_that_have_ended_counted_is_kept_in_one_file_and_nobody_who_reads_counts_it_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    keys = {
+        "counter": mmap_key("logins", "logins_total", ["outcome"], ["won"], "x"),
+        "histogram": mmap_key("seconds", "seconds_bucket", ["le"], ["1.0"], "x"),
+    }
+
+    def totals() -> dict[str, float]:
+        collect: Any = MultiProcessCollector(None, str(tmp_path)).collect  # type: ignore[no-untyped-call]
+        metrics = collect()
+        return {sample.name: sample.value for metric in metrics for sample in metric.samples}
+
+    for pid in (1, 2, 3):
+        for kind, key in keys.items():
+            file: Any = MmapedDict(str(tmp_path / f"{kind}_{pid}.db"))  # type: ignore[no-untyped-call]
+            file.write_value(key, float(pid), 0.0)
+            file.close()
+    before = totals()
+    assert before["logins_total"] == before["seconds_bucket"] == 6
+    for pid in (1, 2, 2):
+        worker_ended(pid)
+        assert totals() == before
+    with (tmp_path / "readers").open() as reading:
+        fcntl.flock(reading, fcntl.LOCK_SH)
+        with pytest.raises(BlockingIOError):
+            worker_ended(3)
+    assert totals() == before
+    assert {file.name for file in tmp_path.glob("counter_*")} == {"counter_dead.db", "counter_3.db"}
+    worker_ended(3)
+    assert totals() == before
+    assert {file.name for file in tmp_path.iterdir()} == {"counter_dead.db", "histogram_dead.db", "readers"}

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,11 +344,29 @@ def test_the_workers_metrics_are_one_and_their_folder_is_gone_afterwards(dsn: Ds
         for _ in range(30):
             assert process.request("GET", "/ping")[0] == 200
         until(lambda: counted() == 30)  # whichever is asked; the other writes its numbers down every few seconds
-        os.kill(process.workers[0], signal.SIGTERM)
-        until(lambda: len(process.workers) == 2)
-        assert counted() == 30  # what one has counted that is gone counts still
+
+        def replaced(pid: int) -> bool:
+            return len(process.workers) == 2 and pid not in process.workers
+
+        for _ in range(3):
+            first = process.workers[0]
+            os.kill(first, signal.SIGTERM)
+            until(partial(replaced, first))
+            assert counted() == 30  # what one has counted that is gone counts still
+        folder = Path(folders.pop())
+        with (folder / "readers").open() as merging, ThreadPoolExecutor(1) as thread:
+            fcntl.flock(merging, fcntl.LOCK_EX)
+            scrape = thread.submit(counted)
+            inode = os.fstat(merging.fileno()).st_ino
+            until(lambda: re.search(rf"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()))
+            fcntl.flock(merging, fcntl.LOCK_UN)
+            assert scrape.result(10) == 30
+        # Those that live, and one for all that are gone.
+        alive = {"dead", *map(str, process.workers)}
+        assert {file.stem.rpartition("_")[2] for file in folder.glob("*.db")} <= alive
+        assert (folder / "histogram_dead.db").exists()
         assert process.end() == 0
-    assert not Path(folders.pop()).exists()
+    assert not folder.exists()
 
 
 def test_the_workers_share_the_operators_address(dsn: Dsn, tmp_path: Path) -> None:

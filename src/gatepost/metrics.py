@@ -4,11 +4,13 @@ No label's value comes from a client: routes are templates, methods those that w
 numbers of its own (a pool, the hasher) is asked for them at a scrape, and knows nothing of this module.
 """
 
+import collections
+import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-_PREFIX, _LOCK = "gatepost-metrics-", "lock"
+_PREFIX, _LOCK, _READERS = "gatepost-metrics-", "lock", "readers"
 
 # Seconds. A check takes 1 to 5 ms, a login 30 to 100; 50 ms is what a check may take under a flood of logins, 0.5 s
 # the wait for a connection, 2 s that for the database.
@@ -183,6 +185,8 @@ class Metrics:
 
             registry = self._library.CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            with _locked(Path(os.environ[_FOLDER]), fcntl.LOCK_SH):
+                return self._library.generate_latest(registry)
         return self._library.generate_latest(registry)
 
 
@@ -226,10 +230,43 @@ def _forget_the_dead(parent: Path) -> None:
 
 
 def worker_ended(pid: int) -> None:
-    """A process that shares its metrics has ended: its gauges no longer count; what it has counted stays."""
+    """A process that shares its metrics has ended: its gauges no longer count; what it has counted stays, in one file
+    for all that have ended.
+
+    Raises BlockingIOError while somebody reads; its own files stay then, and count as before.
+    """
+    from prometheus_client.mmap_dict import MmapedDict  # noqa: PLC0415
     from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    folder = Path(os.environ[_FOLDER])
+    # Whoever reads in between would count it twice, and Prometheus take the next, lower total for a restart.
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for kind in ("counter", "histogram"):
+            theirs, all_dead, merged = (folder / f"{kind}_{name}" for name in (f"{pid}.db", "dead.db", "dead.new"))
+            if not theirs.exists():
+                continue
+            totals: dict[str, float] = collections.defaultdict(float)
+            for file in filter(Path.exists, (all_dead, theirs)):
+                for key, value, *_ in MmapedDict.read_all_values_from_file(file):  # type: ignore[no-untyped-call]
+                    totals[key] += value
+            merged.unlink(missing_ok=True)
+            written = MmapedDict(merged)  # type: ignore[no-untyped-call]
+            for key, value in totals.items():
+                written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+            written.close()  # type: ignore[no-untyped-call]
+            merged.rename(all_dead)
+            theirs.unlink()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(folder / _READERS, os.O_CREAT | os.O_RDONLY, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def forget(folder: Path) -> None:

@@ -167,7 +167,12 @@ class Workers(BaseApplication):  # type: ignore[misc]
         self._hold = -1
 
     def _after_worker(self, _arbiter: Any, worker: Worker) -> None:
-        metrics.worker_ended(worker.pid)
+        try:
+            metrics.worker_ended(worker.pid)
+        except BlockingIOError:
+            pass
+        except Exception:  # noqa: BLE001 (or gunicorn would end all of them)
+            log.exception("the metrics of a worker that has ended are not merged")
 
     def _forget(self, folder: Path, arbiter: int) -> None:
         if os.getpid() == arbiter:  # a worker that ends comes by here too
