@@ -146,7 +146,9 @@ class Connection(RequestHandler):
         self.ended = True
         if self.waiting is not None:
             return False
-        if self._receiving is not None:
+        if isinstance(self._receiving, StreamReader):
+            self._give_up(BadRequest("The body broke off.", code="body_incomplete"))
+        elif self._receiving is not None:
             self._give_up(BadRequest("The request broke off."))
         elif self._messages:
             message, body = self._messages[-1]
