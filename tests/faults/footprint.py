@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,11 @@ class Footprint:
     connections: int
 
     @classmethod
-    def of(cls, pid: int, port: int, connections: int) -> "Footprint":
-        """Of a process that serves at a port and has so many connections to Postgres."""
-        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir())) - clients(pid, port)
+    def of(cls, pid: int, port: int, postgres: int, connections: int) -> "Footprint":
+        """Of a process that serves at a port and has so many connections to Postgres, which listens at another."""
+        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir())) - clients(pid, port) - queries(pid, postgres)
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-        return cls(pss_mb(pid), descriptors - connections, threads, connections)
+        return cls(pss_mb(pid), descriptors, threads, connections)
 
     def grown(self, after: "Footprint", pool_size: int, kept: float = 0.0) -> list[Violation]:
         """What breaks S5. ``kept``: MB of memory that may be held besides."""
@@ -52,11 +53,23 @@ def clients(pid: int, port: int) -> int:
     """How many connections a process has that came in at a port and are established: which of several nodes has
     how many is up to those who connect.
     """
-    inodes = set()
+    return _sockets(pid, {i for local, _, i in _established() if local == port})
+
+
+def queries(pid: int, port: int) -> int:
+    """How many connections a process has that it has made to a port: a node has as many as it happened to need."""
+    return _sockets(pid, {i for _, remote, i in _established() if remote == port})
+
+
+def _established() -> Iterator[tuple[int, int, str]]:
+    """Ports and inodes."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, _, state, *rest = line.split()
-        if state == "01" and int(local.partition(":")[2], 16) == port:
-            inodes.add(f"socket:[{rest[5]}]")
+        _, local, remote, state, *rest = line.split()
+        if state == "01":
+            yield int(local.partition(":")[2], 16), int(remote.partition(":")[2], 16), f"socket:[{rest[5]}]"
+
+
+def _sockets(pid: int, inodes: set[str]) -> int:
     found = 0
     for file in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):

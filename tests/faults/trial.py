@@ -176,7 +176,10 @@ class Trial:
         async with load.quiet():
             await load.burst()
             each = await asyncio.to_thread(_connections, server, POOL_SIZE * len(services)) // len(services)
-            return [await asyncio.to_thread(Footprint.of, service.pid, service.port, each) for service in services]
+            return [
+                await asyncio.to_thread(Footprint.of, service.pid, service.port, server.port, each)
+                for service in services
+            ]
 
     @staticmethod
     def _leaks(load: Load, services: Sequence[Service], server: Postgres) -> list[Violation]:
