@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import psycopg2
 import pytest
 from aiohttp import web
 
+from gatepost import serving
 from gatepost.db import Dsn
 from gatepost.serving import Stopping, serve
 from tests.conftest import eventually, rows
@@ -279,3 +281,20 @@ async def test_whoever_has_connected_by_the_time_the_listener_closes_is_answered
     await task
     with stopping.client:
         assert stopping.client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a packet filter of Linux")
+def test_nobody_begins_to_connect_after_the_last_accept_and_who_has_is_served() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as early,
+        socket.socket() as late,
+    ):
+        serving._let_nobody_knock(listener)
+        late.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted:
+            early.sendall(b"request")
+            assert accepted.recv(100) == b"request"
