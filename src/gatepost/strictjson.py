@@ -13,6 +13,9 @@ MAX_DEPTH = 16
 # must be taken again: jsonb writes 1e308 as 309 digits, and 1e-308 as 310 characters and its own digits.
 MAX_NUMBER = 400
 
+# Compact, and one for all: json.dumps() would make one each time.
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
 # What Postgres cannot keep: U+0000 and lone surrogates.
 BAD_CHARACTER = re.compile("[\\0\ud800-\udfff]")
 

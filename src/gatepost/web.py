@@ -1,7 +1,6 @@
 """HTTP, the part that every feature shares: reading a body and a token, and where errors end."""
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -55,10 +54,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """A JSON answer, UTF-8."""
-    return web.Response(body=_encode(body).encode(), status=status, headers=headers, content_type="application/json")
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+    return web.Response(
+        body=strictjson.encode(body).encode(), status=status, headers=headers, content_type="application/json"
+    )
 
 
 def render(problem: Problem) -> web.Response:
@@ -74,7 +72,7 @@ def render(problem: Problem) -> web.Response:
     if problem.fields:
         body["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in problem.fields]
     return web.Response(
-        body=_encode(body).encode(),
+        body=strictjson.encode(body).encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",

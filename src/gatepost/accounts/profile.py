@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from gatepost import strictjson
 from gatepost.errors import FieldError, InvalidBody
 
 MAX_BYTES = 4096
@@ -13,13 +14,10 @@ def too_large() -> InvalidBody:
     return InvalidBody([FieldError("profile", "profile_too_large", f"must have at most {MAX_BYTES} bytes as JSON")])
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
 def size(text: str) -> int:
     """Bytes of a profile's JSON once Postgres has kept it: it gives 1e90 back as 91 digits."""
     if "e+" in text:
-        text = _encoder.encode(json.loads(text, parse_float=_whole))
+        text = strictjson.encode(json.loads(text, parse_float=_whole))
     return len(text.encode())
 
 
@@ -34,7 +32,7 @@ def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     Raises InvalidBody when the result has more than ``MAX_BYTES`` bytes as JSON.
     """
     result: dict[str, Any] = _merge(profile, patch)
-    if size(_encoder.encode(result)) > MAX_BYTES:
+    if size(strictjson.encode(result)) > MAX_BYTES:
         raise too_large()
     return result
 

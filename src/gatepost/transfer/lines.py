@@ -1,7 +1,6 @@
 """A file of users as records: one JSON object or one row of CSV each, with the line it stands in."""
 
 import csv
-import json
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
@@ -162,9 +161,6 @@ class _Rows:
             yield line.text
 
 
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # json.dumps() would make one each time
-
-
 def dumps(value: Any) -> str:
     """JSON without spaces."""
-    return _encoder.encode(value)
+    return strictjson.encode(value)
