@@ -159,8 +159,3 @@ class _Rows:
         while line := self._again.popleft() if self._again else next(self._lines, None):
             self._taken.append(line)
             yield line.text
-
-
-def dumps(value: Any) -> str:
-    """JSON without spaces."""
-    return strictjson.encode(value)

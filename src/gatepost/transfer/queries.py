@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import psycopg2
 import psycopg2.errors
 
+from gatepost import strictjson
 from gatepost.credentials import Setting, Stored, foreign
 from gatepost.credentials.kinds import InvalidSetting
 from gatepost.driver import Dsn, cannot_connect
-from gatepost.transfer.lines import Refusal, dumps
+from gatepost.transfer.lines import Refusal
 from gatepost.transfer.users import ImportedUser
 
 # What says that a row is bad, rather than that the database is gone.
@@ -186,4 +187,4 @@ def _line(
     user |= {"roles": roles, "profile": profile, "created": created.isoformat()}
     user |= {"pepper": pepper} if pepper is not None else {}
     user |= {"disabled": disabled.isoformat()} if disabled is not None else {}
-    return dumps(user)
+    return strictjson.encode(user)

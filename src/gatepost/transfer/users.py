@@ -8,11 +8,12 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from gatepost import strictjson
 from gatepost.accounts.profile import MAX_BYTES, size
 from gatepost.credentials import NORM, RAW, foreign
 from gatepost.credentials.foreign import Firebase, InvalidHash
 from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical, display
-from gatepost.transfer.lines import Record, Refusal, dumps
+from gatepost.transfer.lines import Record, Refusal
 
 # It must fit into a header and into a list separated by commas.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -142,7 +143,7 @@ def _profile(value: Any) -> str:
         return "{}"
     if not isinstance(value, dict):
         raise _Wrong("profile: must be an object")
-    text = dumps(value)
+    text = strictjson.encode(value)
     if size(text) > MAX_BYTES:
         raise _Wrong(f"profile: must have at most {MAX_BYTES} bytes as JSON")
     return text
