@@ -59,6 +59,12 @@ def upgrade() -> None:
         _index("sessions_expires_at_idx", "sessions", ["expires_at"])
         _index("events_user_id_id_idx", "events", ["user_id", "id"])
         _index("events_kind_id_idx", "events", ["kind", "id"])
+        _index(
+            "events_actor_id_id_idx",
+            "events",
+            ["actor_id", "id"],
+            postgresql_where=sa.text("actor_id IS NOT NULL"),
+        )
         op.drop_index(
             "events_user_id_at_idx", "events", schema="gatepost", if_exists=True, postgresql_concurrently=True
         )
@@ -98,6 +104,7 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER users_last_admin_not_deleted ON gatepost.users")
     op.execute("DROP TRIGGER users_last_admin_kept ON gatepost.users")
     op.execute("DROP FUNCTION gatepost.keep_an_admin()")
+    op.drop_index(op.f("events_actor_id_id_idx"), table_name="events", schema="gatepost")
     op.drop_index(op.f("events_kind_id_idx"), table_name="events", schema="gatepost")
     op.drop_index(op.f("events_user_id_id_idx"), table_name="events", schema="gatepost")
     op.create_index(op.f("events_user_id_at_idx"), "events", ["user_id", "at"], schema="gatepost")

@@ -211,6 +211,7 @@ events = sa.Table(
     sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
     sa.Index(None, "user_id", "id"),
     sa.Index(None, "kind", "id"),
+    sa.Index(None, "actor_id", "id", postgresql_where=sa.text("actor_id IS NOT NULL")),
     sa.Index(None, "at"),
 )
 

@@ -154,7 +154,10 @@ _EXPORT = Statement("""
             'session_handle', e.session_handle, 'ip', CASE WHEN e.mine THEN host(e.ip) END,
             'user_agent', CASE WHEN e.mine THEN e.user_agent END, 'detail', e.detail) ORDER BY e.id), '[]')
             FROM (SELECT *, coalesce(actor_id, user_id) = user_id AS mine FROM gatepost.events) e
-            WHERE e.user_id = u.id)
+            WHERE e.user_id = u.id),
+        'events_as_administrator', (SELECT coalesce(json_agg(json_build_object('at', a.at, 'kind', a.kind,
+            'ip', host(a.ip), 'user_agent', a.user_agent) ORDER BY a.id), '[]')
+            FROM gatepost.events a WHERE a.actor_id = u.id AND a.user_id IS DISTINCT FROM u.id)
     )::text FROM gatepost.users u WHERE u.id = :id
 """)
 
@@ -162,7 +165,7 @@ _EXPORT = Statement("""
 async def export(connection: Connection, user_id: str) -> str | None:
     """Everything held about a user but secrets, as one JSON document.
 
-    Where an administrator sits is not about the user.
+    Where an administrator sits is about the administrator, and on whom they acted about that user.
     """
     row = await _EXPORT.first(connection, id=user_id)
     return row[0] if row else None

@@ -25,6 +25,7 @@ def _moment(text: Any) -> datetime:
     return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.upper()))
 
 
+Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 
@@ -35,7 +36,8 @@ class Which(BaseModel):
 
     limit: Limit = 50
     cursor: str | None = None
-    user: str | None = Field(None, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    user: Id | None = None
+    actor: Id | None = None
     kind: str | None = Field(None, pattern=r"^[a-z]+(_[a-z]+)*$", max_length=64)
     since: Moment | None = Field(None, alias="from")
     until: Moment | None = Field(None, alias="to")
@@ -67,7 +69,7 @@ class EventPage(TypedDict):
 async def list_events(request: web.Request, _session: Session) -> web.Response:
     """What happened, a page at a time, the newest first."""
     asked = read_query(request, Which)
-    which = events_queries.Filter(asked.user, asked.kind, asked.since, asked.until)
+    which = events_queries.Filter(asked.user, asked.actor, asked.kind, asked.since, asked.until)
     before = cursor.event(asked.cursor)
     found = await request.app[DATABASE].read(events_queries.page, which, before=before, most=asked.limit + 1)
     shown = found[: asked.limit]

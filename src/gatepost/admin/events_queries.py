@@ -10,6 +10,7 @@ class Filter(NamedTuple):
     """Which events to list; None asks for nothing. From ``since``, up to but without ``until``."""
 
     user: str | None = None
+    actor: str | None = None
     kind: str | None = None
     since: datetime | None = None
     until: datetime | None = None
@@ -21,6 +22,7 @@ _PAGE = Statement("""
     FROM gatepost.events
     WHERE (CAST(:before_at AS timestamptz) IS NULL OR (at, id) < (:before_at, :before_id))
         AND (CAST(:user AS uuid) IS NULL OR user_id = :user)
+        AND (CAST(:actor AS uuid) IS NULL OR actor_id = :actor)
         AND (CAST(:kind AS text) IS NULL OR kind = :kind)
         AND (CAST(:since AS timestamptz) IS NULL OR at >= :since)
         AND (CAST(:until AS timestamptz) IS NULL OR at < :until)
