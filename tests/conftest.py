@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
-from gatepost import schema
+from gatepost import db, driver, pool, schema
 from gatepost.config import (
     AccountsConfig,
     Config,
@@ -37,13 +37,15 @@ from gatepost.db import Database, Dsn
 from gatepost.driver import DriverConnection
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
+from gatepost.sessions import lookup
 from tests.documented import Documented
 
 Client = TestClient[web.Request, web.Application]
 
 PASSWORD = "correct horse battery"
-# The least that the configuration admits: these tests are about behaviour, not about cost.
-CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
+# The least that the configuration admits: these tests are about behaviour, not about cost. Hashing has the lowest
+# priority, so beside a busy process one takes seconds: those that wait for it are not refused for that.
+CHEAP = PasswordsConfig(memory_kib=8192, iterations=1, queue_timeout=60.0)
 # For tests that guess by the thousand and ask about something else. The others have the limits that everybody has.
 UNLIMITED = ThrottleConfig.model_validate(
     {key: 1_000_000 if key.endswith("_burst") else 0.001 for key in ThrottleConfig.model_fields if key != "exempt"}
@@ -51,12 +53,17 @@ UNLIMITED = ThrottleConfig.model_validate(
 UNLIMITED_VARIABLES = {
     f"GATEPOST_THROTTLE__{key.upper()}": str(value) for key, value in UNLIMITED.model_dump(exclude={"exempt"}).items()
 }
+# Seconds that the database has to answer, and that may go by until there is a connection: ten times what it has in
+# earnest. Of a machine that stands still for a second, one in twenty tests would see a 503.
+PATIENCE = {"ANSWER_TIMEOUT": 18.0, "STATEMENT_TIMEOUT": 16.0, "CONNECT_TIMEOUT": 10.0, "ACQUIRE_TIMEOUT": 5.0}
+# The same for the start of an embedded Postgres.
+START_TIMEOUT = 300.0
 
 
 def docker_answers() -> bool:
     """Whether a Docker engine runs here. With REQUIRE_DOCKER=1, one that does not is a failure."""
     try:
-        found = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False).returncode == 0
+        found = subprocess.run(["docker", "info"], capture_output=True, timeout=120, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         found = False
     if not found and os.environ.get("REQUIRE_DOCKER") == "1":
@@ -75,7 +82,7 @@ class PostgresServer:
 
     def admin(self, sql: str) -> None:
         """Run one statement outside of any test's database."""
-        connection = psycopg2.connect(connect_timeout=10, **self.dsn.parameters(self.dsn.hosts[0]))
+        connection = psycopg2.connect(connect_timeout=60, **self.dsn.parameters(self.dsn.hosts[0]))
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -100,6 +107,24 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("GATEPOST_") and not name.startswith("GATEPOST_TEST_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers in this process wait for their database; in a test that is marked `deadlines` no longer than always."""
+    if request.node.get_closest_marker("deadlines") is not None:
+        return
+    for name in ("statement_timeout", "lock_timeout"):
+        option = f"-c {name}={{:.0f}}".format
+        usual, patient = option(driver.STATEMENT_TIMEOUT * 1000), option(PATIENCE["STATEMENT_TIMEOUT"] * 1000)
+        assert usual in driver._OPTIONS
+        monkeypatch.setattr(driver, "_OPTIONS", driver._OPTIONS.replace(usual, patient))
+    for module in (driver, pool, db, lookup):
+        for name in PATIENCE.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, PATIENCE[name])
+    defaults: dict[str, Any] = EmbeddedPostgres.start.__kwdefaults__ or {}
+    assert "timeout" in defaults
+    monkeypatch.setitem(defaults, "timeout", START_TIMEOUT)
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +172,7 @@ def _container() -> Iterator[PostgresServer]:
 
 def _embedded(folder: Path) -> Iterator[PostgresServer]:
     embedded = EmbeddedPostgres(folder / "data")
-    server = embedded.start()
+    server = embedded.start(timeout=START_TIMEOUT)
     dsn = Dsn([server.socket_dir], server.port, "postgres", server.superuser_password, "postgres")
 
     def every(signal_: signal.Signals) -> Callable[[], None]:
@@ -322,7 +347,7 @@ def rows(dsn: Dsn, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Ask until it is true: for what has no event to wait for. Fails after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not condition():

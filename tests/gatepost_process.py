@@ -8,11 +8,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
+    """Ask until it is true, and return what it was: for what has no event to wait for. Fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -32,7 +44,7 @@ def gatepost(
         input=stdin or "",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -87,7 +99,7 @@ class Process:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -100,8 +112,8 @@ class Process:
 
     def wait(self) -> int:
         """Wait for the end, return the exit code."""
-        code = self.popen.wait(30)
-        self._reader.join(10)
+        code = self.popen.wait(90)
+        self._reader.join(30)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
         return code

@@ -57,7 +57,7 @@ def judge(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any
     return problem
 
 
-async def exchange(client: Client, request: bytes, *, seconds: float = 10) -> Answer:
+async def exchange(client: Client, request: bytes, *, seconds: float = 60) -> Answer:
     """Send exactly these bytes and return the final answer; no answer at all is a failure."""
     assert client.server.port is not None
     reader, writer = await asyncio.open_connection(client.server.host, client.server.port)

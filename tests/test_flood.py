@@ -34,7 +34,8 @@ from tests.test_addresses import trusting
 from tests.test_bad_input import exchange, raw
 from tests.test_imported_hashes import put
 
-SECONDS = 3.0
+# Seconds, and programs that try all the time: more than the queue holds.
+SECONDS, PROGRAMS = 3.0, 40
 WRONG = {"username": "nobody", "password": "not the password"}
 
 
@@ -55,37 +56,35 @@ async def test_under_a_flood_of_logins_every_check_is_answered_and_the_queue_sta
     await register(small, "ada")
     token = await log_in(small)
     hasher = hasher_of(small)
-    began = time.monotonic()
-    for _ in range(5):
-        await log_in(small)
-    rate = 10 * 5 / (time.monotonic() - began)
     outcomes: Counter[int] = Counter()
     retries: set[int] = set()
     longest = 0
+    until = time.monotonic() + SECONDS
 
-    async def attempt() -> None:
-        answer = await exchange(small, raw("POST", "/user", body=json.dumps(WRONG).encode()), seconds=20)
-        outcomes[answer.status] += 1
-        if answer.status == 503:
-            assert answer.problem()["code"] == "overloaded"
-            retries.add(int(answer.headers["Retry-After"]))
-
-    checks = []
-    async with asyncio.TaskGroup() as flood:
-        for number in range(int(rate * SECONDS)):
-            flood.create_task(attempt())
-            if number % 5 == 0:
-                checks.append(flood.create_task(status_of(small, token)))
+    async def try_all_the_time() -> None:
+        nonlocal longest
+        while time.monotonic() < until or not outcomes[401]:
+            answer = await exchange(small, raw("POST", "/user", body=json.dumps(WRONG).encode()))
+            outcomes[answer.status] += 1
+            if answer.status == 503:
+                assert answer.problem()["code"] == "overloaded"
+                retries.add(int(answer.headers["Retry-After"]))
             longest = max(longest, hasher.waiting)
-            await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-    assert {check.result() for check in checks} == {200}
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as flood:
+        programs = [flood.create_task(try_all_the_time()) for _ in range(PROGRAMS)]
+        checks = 0
+        while not all(program.done() for program in programs):
+            assert await status_of(small, token) == 200
+            checks += 1
+    assert checks > 1
     assert outcomes.keys() == {401, 503}
     assert outcomes[503] > outcomes[401] > 0
     assert longest <= 20
-    assert 1 <= min(retries) <= max(retries) <= 20  # not a day, whatever else this machine does
-    assert [t.name for t in threading.enumerate() if t.name.startswith("hashing")] == ["hashing_0"]
-    async with asyncio.timeout(5):
-        assert await log_in(small)
+    assert 1 <= min(retries) <= max(retries) <= 60  # not a day, whatever else this machine does
+    assert [thread.name for thread in hasher._pool._threads] == ["hashing_0"]
+    await eventually(lambda: hasher.waiting == 0)
+    assert await log_in(small)
     await eventually(lambda: hasher.waiting == 0)
 
 
@@ -135,7 +134,7 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     it, honest = threading.Event(), hashing.derive
 
     def derive(kind: Kind, secret: bytes) -> Derived:
-        assert it.wait(10)
+        assert it.wait(120)
         return honest(kind, secret)
 
     it.set()
@@ -164,6 +163,12 @@ def shared(config: Config, *trusted: str, **throttle: Any) -> Config:
     )
     limits = ThrottleConfig.model_validate({**UNLIMITED.model_dump(), **throttle})
     return trusting(config, *trusted).model_copy(update={"passwords": passwords, "throttle": limits})
+
+
+def begin_to_wait(client: Client, go_on: threading.Event) -> None:
+    """From now on hashes do not end; how long the earlier ones took on this machine does not matter."""
+    hasher_of(client)._rates.clear()
+    go_on.clear()
 
 
 async def flood(client: Client, ips: list[str], fit: int) -> list[asyncio.Task[int]]:
@@ -225,7 +230,7 @@ async def test_a_place_that_floods_the_queue_keeps_itself_out_and_nobody_else_wh
             return answer.status
 
     hashed_for.clear()
-    go_on.clear()
+    begin_to_wait(client, go_on)
     admitted = await flood(client, ips, SHARE)
     with count_round_trips() as sent:
         assert await ask("log in", ips[0]) == 503
@@ -253,7 +258,7 @@ async def test_who_may_stand_for_everybody_may_have_the_whole_queue(
     config: Config, start_server: StartServer, go_on: threading.Event, trusted: list[str], exempt: list[str], ip: str
 ) -> None:
     client = await start_server(shared(config, *trusted, exempt=exempt))
-    go_on.clear()
+    begin_to_wait(client, go_on)
     admitted = await flood(client, [ip], QUEUE + 1)
     go_on.set()
     assert {await task for task in admitted} == {401}

@@ -178,6 +178,7 @@ async def test_a_login_that_nobody_had_time_for_does_not_count(
     assert [await guess(client) for _ in range(11)] == [401] * 10 + [429]
 
 
+@pytest.mark.deadlines
 async def test_a_login_that_the_database_had_no_time_to_decide_does_not_count(client: Client, dsn: Dsn) -> None:
     await register(client, "ada")
     holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))

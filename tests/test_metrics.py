@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from bisect import bisect_left
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gatepost import events
 from gatepost.config import Config, ThrottleConfig
+from gatepost.credentials import hashing
+from gatepost.credentials.hashing import Derived
+from gatepost.credentials.kinds import Kind
 from gatepost.db import Database, Dsn
 from gatepost.metrics import BUCKETS, Metrics, worker_ended
 from gatepost.ops import instruments
@@ -169,20 +173,31 @@ async def test_hashing_is_counted_and_timed(client: Client) -> None:
     assert value(after, "gatepost_hashing_running") == value(after, "gatepost_hashing_waiting") == 0
 
 
-async def test_hashes_under_way_and_waiting_are_seen_while_they_last(config: Config) -> None:
+async def test_hashes_under_way_and_waiting_are_seen_while_they_last(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, honest = threading.Event(), hashing.derive
+
+    def wait(kind: Kind, secret: bytes) -> Derived:
+        assert go_on.wait(60)
+        return honest(kind, secret)
+
+    monkeypatch.setattr(hashing, "derive", wait)
     config = config.model_copy(update={"passwords": config.passwords.model_copy(update={"threads": 1})})
     server = WebServer(config)
     await server.initializer()
     try:
         from gatepost.web import CREDENTIALS
 
-        hashing = [asyncio.create_task(server.app[CREDENTIALS].create(PASSWORD)) for _ in range(5)]
+        hashes = [asyncio.create_task(server.app[CREDENTIALS].create(PASSWORD)) for _ in range(5)]
         await asyncio.sleep(0)
         samples = parse(server.metrics.render().decode())
         assert value(samples, "gatepost_hashing_running") == 1
         assert value(samples, "gatepost_hashing_waiting") == 4
-        await asyncio.gather(*hashing)
+        go_on.set()
+        await asyncio.gather(*hashes)
     finally:
+        go_on.set()
         await server._resources.aclose()
 
 
@@ -199,6 +214,7 @@ async def test_session_checks_are_counted_by_query_and_by_token(client: Client) 
     assert max(3, queries) <= asked <= 30
 
 
+@pytest.mark.deadlines
 async def test_the_pools_are_seen_and_waiting_in_vain_is_counted(client: Client, config: Config) -> None:
     from gatepost.web import DATABASE
 
@@ -228,6 +244,7 @@ async def register_in_vain(client: Client) -> None:
         assert answer.status == 503
 
 
+@pytest.mark.deadlines
 async def test_without_a_database_metrics_are_answered_and_say_so(
     client: Client, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +257,9 @@ async def test_without_a_database_metrics_are_answered_and_say_so(
         postgres.thaw()
     assert value(samples, "gatepost_database_up") == 0
     assert math.isnan(value(samples, "gatepost_table_rows", table="sessions") or 0)
-    assert value(await scrape(client), "gatepost_database_up") == 1
+    async with asyncio.timeout(60):
+        while value(await scrape(client), "gatepost_database_up") != 1:
+            pass
 
 
 async def test_rows_are_estimated_without_counting_and_asked_for_once_in_a_while(
@@ -250,6 +269,8 @@ async def test_rows_are_estimated_without_counting_and_asked_for_once_in_a_while
     for _ in range(4):
         await log_in(client)
     rows(dsn, "ANALYZE gatepost.sessions")
+    assert instruments.EVERY >= 5
+    monkeypatch.setattr(instruments, "EVERY", 3600.0)  # however long this takes
     with count_round_trips() as sent:
         samples = await scrape(client)
         for _ in range(20):
@@ -362,11 +383,11 @@ metrics.forget(folder)
 
     killed, living = start(), start()
     os.kill(killed[2], signal.SIGKILL)
-    killed[0].communicate(timeout=10)
+    killed[0].communicate(timeout=60)
     third = start()
     assert [folder.exists() for _, folder, _ in (killed, living, third)] == [False, True, True]
     for process, folder, _ in (living, third):
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         assert not folder.exists()
 
 

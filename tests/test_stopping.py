@@ -1,6 +1,7 @@
 """Stopping: who is served until when, and that nobody who was let in goes unanswered."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
@@ -13,29 +14,33 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 from aiohttp import web
 
 from gatepost import serving
 from gatepost.db import Dsn
 from gatepost.serving import Stopping, serve
-from tests.conftest import eventually, rows
-from tests.gatepost_process import Process, running
+from tests.conftest import eventually
+from tests.gatepost_process import Process, running, until
 from tests.test_server import ADA, CHEAP, OPEN, environment_of, refuses
+
+# Seconds after its last answer within which a client must ask to be sure of another one: half of what an idle
+# connection is kept for. More go by where the machine stands still.
+PROMPT = serving.LINGER / 2
 
 EITHER = pytest.mark.parametrize("workers", ["1", "2"])
 
 
 def connect(process: Process) -> http.client.HTTPConnection:
     host, port = process.url.removeprefix("http://").split(":")
-    return http.client.HTTPConnection(host, int(port), timeout=30)
+    return http.client.HTTPConnection(host, int(port), timeout=60)
 
 
 class Client(threading.Thread):
     """Asks again and again over one connection, and over a new one when it is told that this was its last answer.
 
-    Ends when nobody listens any more. ``unanswered``: what became of requests that were sent and not answered.
+    Ends when nobody listens any more. ``unanswered``: what became of requests that were sent in time, and not
+    answered.
     """
 
     def __init__(self, process: Process, token: str) -> None:
@@ -43,25 +48,29 @@ class Client(threading.Thread):
         self._process, self._token = process, token
         self.answers: list[int] = []
         self.unanswered: list[str] = []
-        self.asked_in_vain = 0
 
     def run(self) -> None:
         connection = connect(self._process)
+        answered = 0.0
         while True:
             if connection.sock is None:
                 try:
                     connection.connect()
                 except OSError:
                     return
+                answered = time.monotonic()
+            asked = time.monotonic()
             try:
                 connection.request("GET", "/user", headers={"Authorization": self._token})
                 answer = connection.getresponse()
                 answer.read()
             except (OSError, http.client.HTTPException) as error:
-                self.unanswered.append(repr(error))
+                if asked - answered < PROMPT:
+                    self.unanswered.append(repr(error))
                 connection.close()
             else:
                 self.answers.append(answer.status)
+                answered = time.monotonic()
 
 
 @pytest.fixture
@@ -69,28 +78,23 @@ def clients() -> Iterator[list[Client]]:
     started: list[Client] = []
     yield started
     for client in started:
-        client.join(30)
+        client.join(60)
 
 
 @EITHER
 def test_sigterm_under_load_leaves_no_accepted_request_unanswered(
     dsn: Dsn, tmp_path: Path, clients: list[Client], workers: str
 ) -> None:
-    with running(tmp_path, "--workers", workers, **environment_of(dsn), **OPEN, **CHEAP) as process:
+    with running(tmp_path, "--workers", workers, **environment_of(dsn), **OPEN, **CHEAP, **PATIENT) as process:
         process.request("POST", "/account", ADA)
         token = process.request("POST", "/user", ADA)[1]["session_id"]
         clients += [Client(process, token) for _ in range(8)]
         for client in clients:
             client.start()
-        deadline = time.monotonic() + 20
-        while min(len(client.answers) for client in clients) < 20:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        began = time.monotonic()
-        assert process.end() == 0
-        assert time.monotonic() - began < 10
+        until(lambda: min(len(client.answers) for client in clients) >= 20)
+        assert process.end() == 0  # long before it would have lost patience
         for client in clients:
-            client.join(30)
+            client.join(60)
     assert [client.unanswered for client in clients] == [[]] * len(clients)
     assert {status for client in clients for status in client.answers} == {200}
 
@@ -100,7 +104,7 @@ def test_readiness_turns_false_first_and_every_answer_closes_its_connection(
     dsn: Dsn, tmp_path: Path, workers: str
 ) -> None:
     with running(
-        tmp_path, "--workers", workers, **environment_of(dsn), GATEPOST_WEBSERVER__SHUTDOWN_DELAY="2"
+        tmp_path, "--workers", workers, **environment_of(dsn), GATEPOST_WEBSERVER__SHUTDOWN_DELAY="5"
     ) as process:
         idle = connect(process)
         idle.request("GET", "/ping")
@@ -108,52 +112,52 @@ def test_readiness_turns_false_first_and_every_answer_closes_its_connection(
         assert (first.status, first.headers["Connection"]) == (200, None)
         first.read()
         process.popen.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
         while (answer := process.request("GET", "/health/ready"))[0] == 200:
-            assert time.monotonic() < deadline
+            pass  # which it does not say for longer than it serves
         assert answer == (503, {**answer[1], "code": "stopping", "status": 503})
         assert process.request("GET", "/health/live")[0] == 200  # over a new connection, like those before
-        idle.request("GET", "/ping")  # and over the old one
-        last = idle.getresponse()
-        assert (last.status, last.headers["Connection"]) == (200, "close")
-        assert json.load(last)["text"] == "pong"
+        told = None
+        while told is None:  # of two workers, the other may have heard of it first
+            idle.request("GET", "/ping")  # and over the old one
+            last = idle.getresponse()
+            assert (last.status, json.load(last)["text"]) == (200, "pong")
+            told = last.headers["Connection"]
+        assert told == "close"
         assert process.wait() == 0
         assert refuses(process.url)
+
+
+# For stopping, and for a body that does not come: longer than a test waits for the end of a process.
+PATIENT = {"GATEPOST_WEBSERVER__SHUTDOWN_TIMEOUT": "300", "GATEPOST_WEBSERVER__BODY_TIMEOUT": "300"}
+LENGTH = 100
 
 
 def half_a_request(process: Process) -> socket.socket:
     """A connection over which a login has begun and does not come to its end."""
     host, port = process.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=30)
-    connection.sendall(b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /user HTTP/1.1\r\nHost: x\r\nContent-Length: {LENGTH}\r\nExpect: 100-continue\r\n\r\n"
+    connection.sendall(head.encode())
     assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
     return connection
 
 
 @EITHER
 def test_a_second_sigterm_ends_it_at_once(tmp_path: Path, workers: str) -> None:
-    with running(tmp_path, "--workers", workers, GATEPOST_WEBSERVER__SHUTDOWN_TIMEOUT="60") as process:
+    with running(tmp_path, "--workers", workers, **PATIENT) as process:
         with half_a_request(process):
             process.popen.send_signal(signal.SIGTERM)
-            deadline = time.monotonic() + 10
-            while not refuses(process.url):
-                assert time.monotonic() < deadline
+            until(lambda: refuses(process.url))
             assert process.popen.poll() is None
             workers_left = process.workers
-            began = time.monotonic()
-            assert process.end() in {0, 128 + signal.SIGTERM}
-            assert time.monotonic() - began < 20
-        assert [pid for pid in workers_left if Path(f"/proc/{pid}").exists()] == []
+            assert process.end() in {0, 128 + signal.SIGTERM}  # long before it would have lost patience
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers_left))
 
 
 def test_a_single_process_passes_sighup_over_and_says_so(dsn: Dsn, tmp_path: Path) -> None:
     with running(tmp_path, **environment_of(dsn)) as process:
         process.popen.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while "SIGHUP is passed over" not in process.output:
-            assert process.popen.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: "SIGHUP is passed over" in process.output or process.popen.poll() is not None)
         assert process.request("GET", "/health/ready")[0] == 200
         assert process.end() == 0
     assert process.output.count("SIGHUP") == 1
@@ -198,19 +202,21 @@ async def test_a_connection_that_waits_to_be_accepted_is_taken_in_before_the_lis
         assert await asyncio.to_thread(process.wait) == 0
 
 
-async def test_requests_in_flight_are_answered_when_the_workers_stop(dsn: Dsn, tmp_path: Path) -> None:
-    holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
-    with running(tmp_path, "--workers", "2", **environment_of(dsn), **OPEN) as process:
-        await asyncio.to_thread(process.request, "POST", "/account", ADA)
-        holder.cursor().execute("LOCK gatepost.passwords IN ACCESS EXCLUSIVE MODE")
-        logins = [asyncio.create_task(asyncio.to_thread(process.request, "POST", "/user", ADA)) for _ in range(4)]
-        lock = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        await eventually(lambda: rows(dsn, lock) == [(4,)])
-        stopping = asyncio.create_task(asyncio.to_thread(process.end))
-        await eventually(lambda: refuses(process.url))
-        holder.close()
-        assert [status for status, _ in await asyncio.gather(*logins)] == [200] * 4
-        assert await stopping == 0
+@EITHER
+def test_requests_in_flight_are_answered_when_it_stops(dsn: Dsn, tmp_path: Path, workers: str) -> None:
+    with (
+        running(tmp_path, "--workers", workers, **environment_of(dsn), **OPEN, **CHEAP, **PATIENT) as process,
+        contextlib.ExitStack() as held,
+    ):
+        process.request("POST", "/account", ADA)
+        logins = [held.enter_context(half_a_request(process)) for _ in range(4)]
+        process.popen.send_signal(signal.SIGTERM)
+        until(lambda: refuses(process.url))
+        assert process.popen.poll() is None
+        for login in logins:
+            login.sendall(json.dumps(ADA).encode().ljust(LENGTH))
+        assert [login.recv(15) for login in logins] == [b"HTTP/1.1 200 OK"] * 4
+        assert process.wait() == 0
 
 
 async def pong(_request: web.Request) -> web.Response:
@@ -228,7 +234,7 @@ class Site:
         app = web.Application()
         app.router.add_get("/", pong)
         app.on_response_prepare.append(stopping.close_connection)
-        self._runner = web.AppRunner(app, shutdown_timeout=5)
+        self._runner = web.AppRunner(app, shutdown_timeout=60)
 
     @property
     def connections(self) -> int:
@@ -237,7 +243,7 @@ class Site:
 
     async def start(self, **options: int) -> "asyncio.Task[None]":
         ready = asyncio.Event()
-        work = serve(self._runner, self.sock, self.stopping, linger=5, ready=ready.set, **options)
+        work = serve(self._runner, self.sock, self.stopping, linger=60, ready=ready.set, **options)
         task = asyncio.create_task(work)
         await ready.wait()
         return task
