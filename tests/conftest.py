@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
-from gatepost import db, driver, pool, schema
+from gatepost import schema
 from gatepost.config import (
     AccountsConfig,
     Config,
@@ -37,8 +37,8 @@ from gatepost.db import Database, Dsn
 from gatepost.driver import DriverConnection
 from gatepost.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
-from gatepost.sessions import lookup
 from tests.documented import Documented
+from tests.patience import patience
 
 Client = TestClient[web.Request, web.Application]
 
@@ -53,11 +53,6 @@ UNLIMITED = ThrottleConfig.model_validate(
 UNLIMITED_VARIABLES = {
     f"GATEPOST_THROTTLE__{key.upper()}": str(value) for key, value in UNLIMITED.model_dump(exclude={"exempt"}).items()
 }
-# Seconds that the database has to answer, and that may go by until there is a connection: ten times what it has in
-# earnest. Of a machine that stands still for a second, one in twenty tests would see a 503.
-PATIENCE = {"ANSWER_TIMEOUT": 18.0, "STATEMENT_TIMEOUT": 16.0, "CONNECT_TIMEOUT": 10.0, "ACQUIRE_TIMEOUT": 5.0}
-# The same for the start of an embedded Postgres.
-START_TIMEOUT = 300.0
 
 
 def docker_answers() -> bool:
@@ -109,22 +104,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    with patience(much=True):
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers in this process wait for their database; in a test that is marked `deadlines` no longer than always."""
-    if request.node.get_closest_marker("deadlines") is not None:
-        return
-    for name in ("statement_timeout", "lock_timeout"):
-        option = f"-c {name}={{:.0f}}".format
-        usual, patient = option(driver.STATEMENT_TIMEOUT * 1000), option(PATIENCE["STATEMENT_TIMEOUT"] * 1000)
-        assert usual in driver._OPTIONS
-        monkeypatch.setattr(driver, "_OPTIONS", driver._OPTIONS.replace(usual, patient))
-    for module in (driver, pool, db, lookup):
-        for name in PATIENCE.keys() & vars(module).keys():
-            monkeypatch.setattr(module, name, PATIENCE[name])
-    defaults: dict[str, Any] = EmbeddedPostgres.start.__kwdefaults__ or {}
-    assert "timeout" in defaults
-    monkeypatch.setitem(defaults, "timeout", START_TIMEOUT)
+def _deadlines(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those of the service, for a test that is about them."""
+    with patience(much=request.node.get_closest_marker("deadlines") is None):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +162,7 @@ def _container() -> Iterator[PostgresServer]:
 
 def _embedded(folder: Path) -> Iterator[PostgresServer]:
     embedded = EmbeddedPostgres(folder / "data")
-    server = embedded.start(timeout=START_TIMEOUT)
+    server = embedded.start(timeout=300)
     dsn = Dsn([server.socket_dir], server.port, "postgres", server.superuser_password, "postgres")
 
     def every(signal_: signal.Signals) -> Callable[[], None]:
