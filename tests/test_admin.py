@@ -609,6 +609,7 @@ async def test_a_cursor_made_by_hand_can_do_no_more_than_one_that_was_given(
         ("/admin/events", "to", "2026-01-01T00:00:00"),
         ("/admin/events", "to", "2026-13-01T00:00:00Z"),
         ("/admin/events", "to", "now()"),
+        ("/admin/events", "to", "0001-01-01T00:00:00+00:01"),
         ("/admin/events", "since", "2026-01-01T00:00:00Z"),
     ],
 )
@@ -693,6 +694,8 @@ async def test_events_are_filtered_by_time_also_when_times_stand_close(root: Cal
     assert await between(midnight.astimezone(), None, kind="test") == 3000
     assert await between(second(5), second(5)) == 0
     assert len(await events_of(root, **{"from": "2026-01-01t00:00:00.123456789z", "kind": "test"})) == 2999
+    for far in ("2026-01-01T23:59:00+23:59", "2025-12-31T00:01:00-23:59"):
+        assert len(await events_of(root, **{"from": far, "kind": "test"})) == 3000
 
 
 # ------------------------------------------------------------------------------- one query, and its index

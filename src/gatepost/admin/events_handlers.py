@@ -1,7 +1,7 @@
 """`/admin/events`: the record of what happened, for operators."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -22,7 +22,11 @@ def _moment(text: Any) -> datetime:
     if not isinstance(text, str) or not _RFC3339.fullmatch(text):
         raise ValueError("must be a time of RFC 3339, with its offset")
     # Python knows microseconds at most.
-    return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.upper()))
+    moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text.upper()))
+    try:
+        return moment.astimezone(UTC)  # Postgres takes no offset of 16 hours and more
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from None
 
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
