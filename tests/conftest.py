@@ -21,6 +21,7 @@ import psycopg2.extensions
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
 from gatepost import schema
@@ -53,6 +54,10 @@ UNLIMITED = ThrottleConfig.model_validate(
 UNLIMITED_VARIABLES = {
     f"GATEPOST_THROTTLE__{key.upper()}": str(value) for key, value in UNLIMITED.model_dump(exclude={"exempt"}).items()
 }
+
+# How long an example takes is the machine's business.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def docker_answers() -> bool:
