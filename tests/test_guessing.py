@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import time
+import uuid
 from typing import Any
 
 import psycopg2
@@ -14,6 +15,7 @@ from gatepost.credentials import Credentials, hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.db import Dsn
 from gatepost.errors import Overloaded
+from gatepost.sessions import failures
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
 from gatepost.web import METRICS
@@ -59,6 +61,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(hashing, "derive", derive)
     return computed
+
+
+@pytest.fixture
+def no_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed look-ups are written down when a test says so, and not also in the midst of what it counts."""
+    monkeypatch.setattr(failures, "INTERVAL", 3600.0)
 
 
 async def guess(client: Client, name: str = "ada", ip: str = STRANGERS[0], password: str = "not hers") -> int:
@@ -119,7 +127,7 @@ async def test_known_unknown_and_disabled_names_are_refused_alike(
     await register(client, "gone")
     rows(dsn, "UPDATE gatepost.users SET disabled_at = now() WHERE canonical = 'gone'")
     hashed.clear()
-    seen = []
+    seen, began = [], time.monotonic()
     for number in range(25):
         async with client.post(
             "/user",
@@ -131,7 +139,7 @@ async def test_known_unknown_and_disabled_names_are_refused_alike(
             seen.append((answer.status, await answer.text(), headers))
             if answer.status == 429:
                 seconds = int(answer.headers["Retry-After"])
-                assert 1000 <= seconds <= 1080
+                assert began - time.monotonic() <= seconds - 1080 <= 0
                 assert answer.headers["RateLimit"] == f'"account";r=0;t={seconds}'
     assert [status for status, *_ in seen] == [401] * 20 + [429] * 5
     assert len(hashed) == 20
@@ -159,7 +167,8 @@ async def test_only_wrong_guesses_count(client: Client, dsn: Dsn) -> None:
     for _ in range(25):
         await sign_in(client)
     ahead = "SELECT substring(key FOR 1) FROM gatepost.throttles WHERE due > clock_timestamp()"
-    assert [bytes(kind) for (kind,) in rows(dsn, ahead)] == [b"r"], "the registration only"
+    # The registration's too comes back, two minutes later.
+    assert [bytes(kind) for (kind,) in rows(dsn, ahead)] in ([b"r"], []), "the registration only"
     assert [await guess(client, ip=HOME) for _ in range(11)] == [401] * 10 + [429]
 
 
@@ -217,12 +226,12 @@ async def test_every_failure_is_two_statements_and_a_refusal_is_one(
 
 
 async def test_neither_names_nor_addresses_are_in_the_tables(client: Client, dsn: Dsn) -> None:
-    await register(client, "ada")
-    await sign_in(client)
+    await register(client, "lovelace")  # not "ada", three letters that any key may have in hexadecimal
+    await sign_in(client, "lovelace")
     await guess(client, "a name of nobody")
     for table in ("throttles", "known_places"):
         (dump,) = rows(dsn, f"SELECT string_agg(t::text, ' ') FROM gatepost.{table} t")[0]
-        for text in ("ada", "a name of nobody", "203.0.113", "100.64.0"):
+        for text in ("lovelace", "a name of nobody", "203.0.113", "100.64.0"):
             assert text not in dump
             assert text.encode().hex() not in dump
 
@@ -355,7 +364,7 @@ async def test_an_operator_can_let_a_user_try_again_at_once(client: Client, dsn:
     assert [await guess(client, ip=ip, password=PASSWORD) for ip in (HOME, STRANGERS[50])] == [200, 200]
     assert await wrong_current(client, token) == 403
     assert await guess(client, "bob", ip=STRANGERS[50]) == 429, "nobody else's"
-    assert (await client.delete(path.replace(ada["id"][:4], "0000"), headers=admin)).status == 404
+    assert (await client.delete(path.replace(ada["id"], str(uuid.uuid4())), headers=admin)).status == 404
     found = rows(
         dsn, "SELECT user_id::text, actor_id IS NOT NULL FROM gatepost.events WHERE kind = 'authn_login_unlock'"
     )
@@ -386,6 +395,7 @@ async def test_a_limit_that_is_used_up_leaves_one_event_and_refused_guesses_leav
     assert counted == sorted(expected, key=lambda row: (row[0], row[1] is None, row[1] or "", row[2] or ""))
 
 
+@pytest.mark.usefixtures("no_rounds")
 async def test_refused_attempts_are_counted_by_what_stands_in_their_way(
     config: Config, start_server: StartServer
 ) -> None:
@@ -507,6 +517,7 @@ def failed_lookups(client: Client) -> FailedLookups:
     return client.app[FAILED_LOOKUPS]
 
 
+@pytest.mark.usefixtures("no_rounds")
 async def test_a_valid_token_always_passes_and_failing_ones_are_429_after_a_while(
     config: Config, start_server: StartServer, dsn: Dsn, count_round_trips: CountRoundTrips
 ) -> None:
@@ -542,6 +553,7 @@ async def test_a_valid_token_always_passes_and_failing_ones_are_429_after_a_whil
     assert answer.status == 401, "what is no token at all is not looked up"
 
 
+@pytest.mark.usefixtures("no_rounds")
 async def test_a_proxy_is_never_told_429(config: Config, start_server: StartServer) -> None:
     client = await start_server(limited(config, lookup_burst=1, lookup_every=3600))
     headers = {"Authorization": "00000000-0000-4000-8000-000000000000"}
@@ -551,6 +563,7 @@ async def test_a_proxy_is_never_told_429(config: Config, start_server: StartServ
         assert (await client.get("/authz/forward", headers=headers)).status == 401
 
 
+@pytest.mark.usefixtures("no_rounds")
 async def test_failed_look_ups_take_bounded_memory(
     config: Config, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
