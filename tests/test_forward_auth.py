@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ async def send(
         lines.append(f"Content-Length: {len(body)}")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b""))
             answer = http.client.HTTPResponse(_Received(await reader.read()), method=method)  # type: ignore[arg-type]
             answer.begin()
@@ -385,11 +386,13 @@ def program(name: str) -> str:
     return found
 
 
-def free_port() -> int:
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """A port that nobody else is given meanwhile. Whoever listens with SO_REUSEADDR, as servers do, can have it."""
     with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+        yield sock.getsockname()[1]
 
 
 def shipped(name: str, *changes: tuple[str, str]) -> str:
@@ -401,7 +404,8 @@ def shipped(name: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-def nginx(folder: Path, port: int, gatepost: int, backend: int) -> list[str]:
+def nginx(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60) -> list[str]:
+    """The command that runs it. ``patience``: seconds that it waits for Gatepost's answer."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     own = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds) + "access_log off;\n"
     text = shipped(
@@ -410,24 +414,34 @@ def nginx(folder: Path, port: int, gatepost: int, backend: int) -> list[str]:
         ("listen 80;", f"listen 127.0.0.1:{port};"),
         ("127.0.0.1:8000", f"127.0.0.1:{gatepost}"),
         ("127.0.0.1:9000", f"127.0.0.1:{backend}"),
-        ("proxy_read_timeout 5s;", "proxy_read_timeout 1s;"),
+        ("proxy_connect_timeout 2s;", "proxy_connect_timeout 60s;"),
+        ("proxy_read_timeout 5s;", f"proxy_read_timeout {patience}s;"),
     )
     (folder / "nginx.conf").write_text(text)
     process = f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;"
     return [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", process]
 
 
-def caddy(folder: Path, port: int, gatepost: int, backend: int) -> list[str]:
+def caddy(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60) -> list[str]:
+    """As `nginx`."""
     text = shipped(
         "Caddyfile",
         (f"{APP} {{", f"http://{APP}:{port} {{"),
         ("127.0.0.1:8000", f"127.0.0.1:{gatepost}"),
         ("127.0.0.1:9000", f"127.0.0.1:{backend}"),
-        ("response_header_timeout 5s", "response_header_timeout 1s"),
+        ("dial_timeout 2s", "dial_timeout 60s"),
+        ("response_header_timeout 5s", f"response_header_timeout {patience}s"),
     )
     own = "{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}\n"
     (folder / "Caddyfile").write_text(own + text)
     return [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -437,14 +451,12 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     with (folder / "output").open("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **home}, cwd=folder)
         try:
-            for _ in range(1000):
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                    break
+            deadline = time.monotonic() + 60
+            while not listens(port):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.01)
-                    break
-            assert process.poll() is None, (folder / "output").read_text()
+                assert process.poll() is None, (folder / "output").read_text()
+                assert time.monotonic() < deadline, (folder / "output").read_text()
             yield
         finally:
             process.terminate()
@@ -456,17 +468,19 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
 
 
 PROXIES = {"nginx": nginx, "caddy": caddy}
-StartProxy = Callable[[int], int]
+StartProxy = Callable[..., int]
 
 
 @pytest.fixture(params=PROXIES)
 def start_proxy(request: pytest.FixtureRequest, tmp_path: Path, backend: Backend) -> Iterator[StartProxy]:
-    """Start each of the proxies before the backend, asking the Gatepost at a port; returns its own port."""
+    """Start each of the proxies before the backend, asking the Gatepost at a port, for whose answer it waits so many
+    seconds; returns its own port.
+    """
     with contextlib.ExitStack() as stack:
 
-        def start(gatepost: int) -> int:
-            port = free_port()
-            command = PROXIES[request.param](tmp_path, port, gatepost, backend.port)
+        def start(gatepost: int, patience: int = 60) -> int:
+            port = stack.enter_context(free_port())
+            command = PROXIES[request.param](tmp_path, port, gatepost, backend.port, patience)
             stack.enter_context(running(command, tmp_path, port))
             return port
 
@@ -525,7 +539,7 @@ async def test_a_chunked_body_reaches_the_backend_and_not_gatepost(proxy: int, b
     lines = "\r\n".join(["POST / HTTP/1.1", f"Host: {APP}", *headers]).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy)
     writer.write(lines + b"\r\n\r\n" + b"2710\r\n" + b"x" * 10000 + b"\r\n0\r\n\r\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await reader.read()).startswith(b"HTTP/1.1 200")
     writer.close()
     assert [len(seen.body) for seen in backend.seen] == [10000]
@@ -743,9 +757,9 @@ async def test_while_gatepost_is_down_hangs_or_breaks_off_the_answer_is_an_error
         return web.Response()
 
     async with served(hang) as gatepost:
-        proxy = start_proxy(gatepost)
+        proxy = start_proxy(gatepost, patience=1)
         assert (await send(proxy, "GET", "/")).status >= 500
-        assert asked.is_set()
+        await asyncio.wait_for(asked.wait(), 60)
         for path in ("/", "/staff/"):
             assert (await send(proxy, "GET", path, "Authorization: break off")).status >= 500
         over.set()

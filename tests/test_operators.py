@@ -1,7 +1,7 @@
 """The operators' own address: what is there, what is not, and what is then nowhere else."""
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -110,7 +110,8 @@ def test_an_operators_address_that_is_taken_is_one_line_and_nothing_is_started(d
     assert done.returncode == 1
     assert done.stderr.endswith("is in use: set webserver.operator_port to a free one\n")
     assert done.stderr.count("\n") == 1
-    assert rows(dsn, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [(1,)]
+    ours = "datname = current_database() AND backend_type = 'client backend'"  # and not Postgres' own
+    assert rows(dsn, f"SELECT count(*) FROM pg_stat_activity WHERE {ours}") == [(1,)]
 
 
 async def test_an_initializer_that_fails_gives_the_operators_address_back(config: Config, dsn: Dsn) -> None:
@@ -192,12 +193,18 @@ BARE = {
 }
 
 
+@pytest.fixture
+def port() -> Iterator[int]:
+    with free_port() as port:
+        yield port
+
+
 @pytest.mark.parametrize("name", BARE)
 async def test_a_proxy_on_this_machine_that_is_told_nothing_publishes_no_metrics(
-    client: Client, tmp_path: Path, name: str
+    client: Client, port: int, tmp_path: Path, name: str
 ) -> None:
     assert client.server.port is not None
-    port, site = free_port(), BARE[name] % client.server.port
+    site = BARE[name] % client.server.port
     if name == "Caddy":
         file = tmp_path / "Caddyfile"
         file.write_text(f"{{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}}\nhttp://:{port} {{\n\t{site}\n}}\n")

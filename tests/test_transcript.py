@@ -54,8 +54,11 @@ def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
             script += text
         else:
             expected += text
-    proxy = free_port()
-    with running(tmp_path, **environment_of(dsn), **OPEN) as process, application() as backend:
+    with (
+        running(tmp_path, **environment_of(dsn), **OPEN) as process,
+        application() as backend,
+        free_port() as proxy,
+    ):
         command = nginx(tmp_path, proxy, int(process.url.rpartition(":")[2]), backend)
         with running_proxy(command, tmp_path, proxy):
             variables = {
@@ -71,7 +74,7 @@ def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
                 env=environment(**variables),
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=600,
                 check=False,
             )
     assert (done.stdout, done.returncode) == (expected, 0), done.stderr
