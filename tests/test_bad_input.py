@@ -1,9 +1,11 @@
 """What bad input gets: a test for each row of the table, over real HTTP; raw TCP where a client would refuse."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import logging
+import time
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -13,9 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.credentials import hashing
 from gatepost.db import Dsn
+from gatepost.errors import BadRequest
 from tests.conftest import (
     PASSWORD,
     UNLIMITED,
@@ -107,7 +111,7 @@ async def refused(client: Client, path: str, body: bytes, status: int, **headers
 
 async def assert_prompt(client: Client) -> None:
     """The server goes on serving."""
-    async with asyncio.timeout(2), client.get("/ping") as answer:
+    async with asyncio.timeout(60), client.get("/ping") as answer:
         assert answer.status == 200
 
 
@@ -210,9 +214,22 @@ async def test_what_is_just_within_the_decoders_bounds_is_taken(client: Client, 
     assert (await post(client, "/user", AROUND % side_by_side)).status == 200
 
 
+def work_of_decoding(body: bytes) -> float:
+    """Seconds of processor time, on a good day."""
+
+    def once() -> float:
+        began = time.thread_time()
+        with contextlib.suppress(BadRequest):
+            strictjson.decode(body)
+        return time.thread_time() - began
+
+    return min(once() for _ in range(20))
+
+
 async def test_the_decoder_is_quick_for_every_body_that_is_small_enough(client: Client) -> None:
-    """Every body is decoded on the event loop: one that takes long stops everybody."""
-    loop = asyncio.get_running_loop()
+    """Every body is decoded on the event loop: one that takes long stops everybody. Of four times the length it takes
+    about four times as long, and not sixteen times.
+    """
     bodies = [
         b"[" * 17 + b'"' + b'\\"' * 4080,
         b"[" * 17 + b'"' * 8100,
@@ -224,10 +241,8 @@ async def test_the_decoder_is_quick_for_every_body_that_is_small_enough(client: 
     ]
     for body in bodies:
         assert len(body) <= 8192
-        began = loop.time()
-        for _ in range(3):
-            assert (await post(client, "/user", body)).status in {400, 422}
-        assert loop.time() - began < 0.25, body[:40]
+        assert (await post(client, "/user", body)).status in {400, 422}
+        assert work_of_decoding(body) < 8 * work_of_decoding(body[: len(body) // 4]), body[:40]
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_ours(
@@ -375,10 +390,10 @@ async def test_a_body_that_only_claims_to_be_huge_is_answered_without_waiting_fo
     client: Client, path: str
 ) -> None:
     request = raw("POST", path, b"Content-Type: application/json", b"Content-Length: 99999999999")
-    answer = await exchange(client, request + b" " * 9000, seconds=2)
+    answer = await exchange(client, request + b" " * 9000)
     assert answer.status == 413
     endless = raw("POST", path, b"Content-Type: application/json", b"Transfer-Encoding: chunked")
-    answer = await exchange(client, endless + b"2000\r\n" + b" " * 0x2000 + b"\r\n1\r\n \r\n", seconds=2)
+    answer = await exchange(client, endless + b"2000\r\n" + b" " * 0x2000 + b"\r\n1\r\n \r\n")
     assert answer.status == 413
     await assert_prompt(client)
 
@@ -417,7 +432,7 @@ async def test_a_gzip_bomb_is_415_at_once_and_nobody_notices(client: Client, pat
     small = gzip.compress(bytes(1 << 22))
     assert len(small) < 8192
     for body in (bomb, nested, small):
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             answers = await asyncio.gather(
                 *(post(client, path, body, **{"Content-Encoding": "gzip"}) for _ in range(5)), assert_prompt(client)
             )

@@ -99,7 +99,7 @@ async def test_the_connection_stays_in_step_after_answers_without_a_body(client:
         assert client.server.port is not None
         reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 writer.write(first + raw("GET", "/ping"))
                 await reader.readuntil(b"\r\n\r\n")
                 assert (await reader.readline()).startswith(b"HTTP/1.1 200")
@@ -168,7 +168,7 @@ async def test_expect_100_continue_is_answered_before_the_body(client: Client, a
     assert client.server.port is not None
     reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for request, status in ((head, b"100"), (body, b"200")):
                 writer.write(request)
                 assert (await reader.readuntil(b"\r\n\r\n")).split()[1] == status
@@ -182,7 +182,7 @@ async def test_http_1_0_which_knows_no_100_continue_is_sent_none(client: Client,
     assert client.server.port is not None
     reader, writer = await asyncio.open_connection(client.server.host, client.server.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             writer.write(head + body)
             assert (await reader.readline()).split()[1] == b"200"
     finally:
