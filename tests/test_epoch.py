@@ -154,7 +154,10 @@ def orders(lengths: list[int]) -> Iterator[list[int]]:
     yield from map(list, sorted(set(itertools.permutations(slots))))
 
 
-async def play(actors: list[list[Step]], order: list[int]) -> None:
+LOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+
+async def play(dsn: Dsn, actors: list[list[Step]], order: list[int]) -> None:
     """Run the steps in this order; an actor that waits for a lock is passed over until it has it."""
     running: list[asyncio.Task[Any] | None] = [None] * len(actors)
 
@@ -167,8 +170,11 @@ async def play(actors: list[list[Step]], order: list[int]) -> None:
     for actor in order:
         step = actors[actor][done[actor]]
         done[actor] += 1
-        task = running[actor] = asyncio.create_task(after(running[actor], step))
-        await asyncio.wait([task], timeout=0.03)
+        running[actor] = asyncio.create_task(after(running[actor], step))
+        while left := [task for task in running if task and not task.done()]:
+            await asyncio.wait(left, timeout=0.01, return_when=asyncio.FIRST_COMPLETED)
+            if rows(dsn, LOCKED) == [(len(left),)]:
+                break
     await asyncio.gather(*(task for task in running if task))
 
 
@@ -229,7 +235,7 @@ async def test_in_every_order_of_the_statements_no_session_is_valid_that_should_
     for order in every if len(every) <= 20 else every[:: len(every) // 20]:
         async with a_world(pool_of_eight, dsn, credentials) as world:
             steps = [await actor(world) for actor in actors]
-            await play(steps, order)
+            await play(dsn, steps, order)
             kinds = {kind for (kind,) in rows(dsn, "SELECT kind FROM gatepost.events")}
             if a_rehash in actors and "authn_password_change" not in kinds:
                 continue  # the rehash came between, and the handler would try the change again
@@ -248,10 +254,10 @@ async def test_a_login_before_and_after_everything_else_is_not_refused_for_nothi
     """The test above would pass if nothing ever were valid."""
     credentials = Credentials(CHEAP, b"k" * 32)
     async with a_world(pool_of_eight, dsn, credentials) as world:
-        await play([await a_login(world)], [0, 0, 0])
+        await play(dsn, [await a_login(world)], [0, 0, 0])
         assert await valid(world) == {"mine", "login"}
-        await play([await a_password_change(world)], [0, 0])
+        await play(dsn, [await a_password_change(world)], [0, 0])
         assert await valid(world) == {"changed"}
-        await play([await a_login(world, "new", NEW)], [0, 0, 0])
+        await play(dsn, [await a_login(world, "new", NEW)], [0, 0, 0])
         assert await valid(world) == {"changed", "new"}
     credentials.close()
