@@ -19,6 +19,7 @@ from tests.conftest import (
     CountRoundTrips,
     PostgresServer,
     StartServer,
+    eventually,
     log_in,
     register,
     rows,
@@ -512,15 +513,17 @@ async def test_a_prefix_is_of_the_canonical_name_and_literal(
 async def test_pages_are_whole_and_without_doubles_while_users_come_and_go(root: Caller, dsn: Dsn) -> None:
     there = [f"m{n:03}" for n in range(0, 300, 3)]
     seed(dsn, *there)
+    walks: list[list[str]] = []
 
     async def come_and_go() -> None:
         for n in range(1, 300, 3):
+            if n == 151:  # half of them during the first walk, half after it
+                await eventually(lambda: bool(walks))
             await asyncio.to_thread(seed, dsn, f"m{n:03}")
             if n % 2:
                 await asyncio.to_thread(rows, dsn, "DELETE FROM gatepost.users WHERE canonical = %s", f"m{n:03}")
 
     coming = asyncio.create_task(come_and_go())
-    walks = []
     while not coming.done():
         walks.append(await names_of(root, 7, prefix="m"))
     await coming
@@ -861,9 +864,7 @@ async def test_of_transactions_that_cross_one_waits_and_is_refused(root: Caller,
         first.cursor().execute("UPDATE gatepost.users SET roles = '{}' WHERE canonical = 'other'")
         second = asyncio.create_task(other("PATCH", user_path(root.id), {"roles": []}))
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        async with asyncio.timeout(5):
-            while rows(dsn, waiting) == [(0,)]:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: rows(dsn, waiting) != [(0,)])
         first.commit()
         answer = await second
     finally:

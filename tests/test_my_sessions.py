@@ -102,7 +102,7 @@ async def test_an_idle_session_ends_by_the_databases_clock(
     client = await start_server(config.model_copy(update={"sessions": SessionsConfig(idle_timeout=300)}))
     await register(client, "ada")
     idle, busy = await log_in(client), await log_in(client)
-    rows(dsn, "UPDATE gatepost.sessions SET last_seen_at = now() - interval '290 s'")
+    rows(dsn, "UPDATE gatepost.sessions SET last_seen_at = now() - interval '240 s'")
     assert await status_of(client, idle) == 200
     rows(dsn, "UPDATE gatepost.sessions SET last_seen_at = now() - interval '301 s'")
     assert [await status_of(client, t) for t in (idle, busy)] == [401, 401]
