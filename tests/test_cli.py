@@ -66,7 +66,7 @@ def test_an_output_that_is_full_is_a_mistake_too(tmp_path: Path, arguments: list
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, "gatepost: [Errno 28] No space left on device\n")

@@ -47,7 +47,7 @@ class Service:
     def answer(self, request: bytes) -> int:
         """Send these bytes; return the status of the answer, which must be sound and no 5xx."""
         with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection,
+            socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection,
             connection.makefile("rb") as stream,
         ):
             connection.sendall(request)
@@ -118,7 +118,7 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
 
         thread = threading.Thread(target=run, name="fuzzed server")
         thread.start()
-        ready.wait(30)
+        ready.wait(120)
         assert started is not None
         handler = _Complaints(started.complaints)
         logging.getLogger("gatepost").addHandler(handler)
@@ -132,7 +132,7 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
         finally:
             logging.getLogger("gatepost").removeHandler(handler)
             loop.call_soon_threadsafe(stop.set)
-            thread.join(30)
+            thread.join(120)
         assert not thread.is_alive()
 
 

@@ -84,7 +84,7 @@ def test_the_command_prints_what_the_server_answers_the_same_each_time() -> None
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=180,
         ).stdout
 
     first = printed("1")
@@ -106,14 +106,14 @@ async def test_the_document_is_made_when_somebody_asks_for_it_and_holds_up_nobod
 
     def make() -> bytes:
         asked_for.set()
-        assert finish.wait(10)
+        assert finish.wait(60)
         return api_document()
 
     monkeypatch.setattr(server, "api_document", make)
     client = await start_server(config)
     assert not asked_for.is_set()
     asking = asyncio.create_task(client.get("/openapi.json"))
-    assert await asyncio.to_thread(asked_for.wait, 10)
+    assert await asyncio.to_thread(asked_for.wait, 60)
     try:
         async with client.get("/ping") as answer:
             assert answer.status == 200
@@ -275,7 +275,7 @@ async def test_the_page_shows_every_operation(client: Client) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    dom = (await asyncio.wait_for(browser.communicate(), 60))[0].decode()
+    dom = (await asyncio.wait_for(browser.communicate(), 300))[0].decode()
     assert set(re.findall('<details id="([a-z_]+)"', dom)) == {one["operationId"] for one in OPERATIONS.values()}
     shown = dom.partition("<script>")[0]
     assert "undefined" not in shown

@@ -36,6 +36,7 @@ schema = schemathesis.openapi.from_dict(
     json.loads(api_document()),
     config=schemathesis.Config.from_dict(
         {
+            "request-timeout": 60,
             # We sign in by ourselves, below. Every check is on.
             "generation": {"with-security-parameters": False},
             # What it makes up may also be too large: 413 is a refusal like any other.
@@ -61,7 +62,7 @@ class Service:
     numbers: Iterator[int] = field(default_factory=count)
 
     def who(self, token: str) -> Any:
-        answer = requests.get(f"{self.url}/user", headers={"Authorization": token}, timeout=10)
+        answer = requests.get(f"{self.url}/user", headers={"Authorization": token}, timeout=60)
         return answer.json() if answer.status_code == 200 else None
 
     def token(self, role: Role) -> str:
@@ -73,10 +74,10 @@ class Service:
     def join(self, role: Role) -> str:
         """A new user's first session."""
         credentials = {"username": f"{role}{next(self.numbers)}", "password": PASSWORD}
-        requests.post(f"{self.url}/account", json=credentials, timeout=10).raise_for_status()
+        requests.post(f"{self.url}/account", json=credentials, timeout=60).raise_for_status()
         if role == "admin":
             rows(self.dsn, "UPDATE gatepost.users SET roles = '{admin}' WHERE username = %s", credentials["username"])
-        token: str = requests.post(f"{self.url}/user", json=credentials, timeout=10).json()["session_id"]
+        token: str = requests.post(f"{self.url}/user", json=credentials, timeout=60).json()["session_id"]
         return token
 
     def existing(self, path: str, token: str) -> dict[str, str]:
@@ -93,7 +94,7 @@ def serving(config: Config, documented: Documented) -> Iterator[str]:
     thread.start()
 
     def wait(work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(120)
 
     async def start() -> web.AppRunner:
         server = WebServer(config)
@@ -111,7 +112,7 @@ def serving(config: Config, documented: Documented) -> Iterator[str]:
             wait(runner.cleanup())
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
+        thread.join(120)
         loop.close()
 
 

@@ -38,7 +38,7 @@ class Conversation:
         self.refusals = ""
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
         with contextlib.closing(connection):
             data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -55,7 +55,7 @@ class Conversation:
 
     def send(self, request: bytes) -> None:
         """Bytes that need not be HTTP. What aiohttp answers quotes them to their sender, and is nobody else's."""
-        with socket.create_connection(self.address, timeout=10) as connection:
+        with socket.create_connection(self.address, timeout=60) as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(65536):

@@ -120,19 +120,19 @@ def at_a_terminal(dsn: Dsn, cwd: Path, arguments: list[str], *typed: str) -> tup
             [sys.executable, "-m", "gatepost", "user", *arguments],
             environment(**environment_of(dsn), TERM="dumb", COLUMNS="100"),
         )
-    screen, answers, deadline = "", list(typed), time.monotonic() + 30
+    screen, answers, deadline = b"", list(typed), time.monotonic() + 180
     while time.monotonic() < deadline:
         if not select.select([terminal], [], [], 1)[0]:
             continue
         try:
-            screen += os.read(terminal, 4096).decode()
+            screen += os.read(terminal, 4096)
         except OSError:  # the other side is gone
             break
         # The space comes once the echo is off and earlier input has been thrown away.
-        if answers and screen.count(": ") > len(typed) - len(answers):
+        if answers and screen.count(b": ") > len(typed) - len(answers):
             os.write(terminal, answers.pop(0).encode() + b"\n")
     os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), screen
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), screen.decode()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of forkpty:DeprecationWarning")
