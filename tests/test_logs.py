@@ -22,8 +22,7 @@ import pytest
 from gatepost import logs
 from gatepost.config import WebServerConfig
 from gatepost.db import Dsn
-from tests.conftest import eventually
-from tests.gatepost_process import environment
+from tests.gatepost_process import environment, until
 from tests.test_server import environment_of
 
 SAY = """
@@ -257,7 +256,7 @@ def ask_often(url: str, times: int) -> None:
             assert error.code == 404
 
 
-async def test_a_full_pipe_for_a_log_does_not_stop_the_service_and_its_lines_come_when_it_is_read(
+def test_a_full_pipe_for_a_log_does_not_stop_the_service_and_its_lines_come_when_it_is_read(
     unread: tuple[subprocess.Popen[str], str], pipe: tuple[int, int]
 ) -> None:
     process, url = unread
@@ -265,7 +264,7 @@ async def test_a_full_pipe_for_a_log_does_not_stop_the_service_and_its_lines_com
     found: list[Any] = []
     reader = threading.Thread(target=lambda: found.extend(lines_of(pipe[0])))
     reader.start()
-    await eventually(lambda: [line.get("route") for line in found].count("unmatched") == 300)
+    until(lambda: [line.get("route") for line in found].count("unmatched") == 300)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
     reader.join(60)
