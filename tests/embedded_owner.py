@@ -41,13 +41,13 @@ def count(server: Server) -> int:
 def own(data_dir: Path, binaries: Path | None, *, with_children: bool) -> None:
     postgres = EmbeddedPostgres(data_dir, binaries=binaries)
     try:
-        server = postgres.start(timeout=20)
+        server = postgres.start(timeout=120)
     except EmbeddedError as error:
         tell(error=str(error))
         return
     children = []
     if with_children:  # neither may hold on to what keeps the server alive
-        children.append(subprocess.Popen(["/bin/sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False).pid)
+        children.append(subprocess.Popen(["/bin/sleep", "300"], stdout=subprocess.DEVNULL, close_fds=False).pid)
         if (child := os.fork()) == 0:
             os.closerange(0, 3)
             signal.pause()

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.docker
 
 CHECKOUT = Path(__file__).parent.parent
 # The first build fetches every dependency.
-BUILD_TIMEOUT = 900
+BUILD_TIMEOUT = 1800
 PASSWORD_FILE = "/run/gatepost/db__password"
 
 
 def run(
     *command: str,
-    timeout: float = 60,
+    timeout: float = 300,
     cwd: Path | None = None,
     environment: dict[str, str] | None = None,
     given: str | None = None,
@@ -47,11 +47,11 @@ class Stack:
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         self._environment |= {"GATEPOST_WEBSERVER__PORT": "0", "BUILDKIT_PROGRESS": "plain"} | settings
 
-    def attempt(self, *arguments: str, timeout: float = 60, **settings: str) -> subprocess.CompletedProcess[str]:
+    def attempt(self, *arguments: str, timeout: float = 300, **settings: str) -> subprocess.CompletedProcess[str]:
         command = ("docker", "compose", "--project-name", self.project, *arguments)
         return run(*command, timeout=timeout, cwd=self._clone, environment=self._environment | settings)
 
-    def compose(self, *arguments: str, timeout: float = 60) -> str:
+    def compose(self, *arguments: str, timeout: float = 300) -> str:
         done = self.attempt(*arguments, timeout=timeout)
         if done.returncode != 0:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-40:])
@@ -62,7 +62,7 @@ class Stack:
         self.compose("up", "--detach", "--build", "--wait", timeout=BUILD_TIMEOUT)
 
     def remove(self) -> None:
-        self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", timeout=180)
+        self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans", timeout=600)
 
     def python(self, service: str, code: str) -> subprocess.CompletedProcess[str]:
         return self.attempt("exec", "-T", service, "python", "-c", code)
@@ -105,7 +105,7 @@ class Stack:
 
 
 def _curl(method: str, url: str, headers: dict[str, str], data: str | None) -> tuple[int, str]:
-    command = ["curl", "-sS", "--noproxy", "*", "--max-time", "10", "-X", method, "-w", "\n%{http_code}", url]
+    command = ["curl", "-sS", "--noproxy", "*", "--max-time", "60", "-X", method, "-w", "\n%{http_code}", url]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]
     if data is not None:
@@ -121,7 +121,7 @@ def _urllib(method: str, url: str, headers: dict[str, str], data: str | None) ->
     body = data.encode() if data is not None else None
     request = urllib.request.Request(url, body, headers, method=method)
     try:
-        with opener.open(request, timeout=10) as answer:
+        with opener.open(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -200,9 +200,11 @@ def test_the_database_is_reachable_only_inside(stack: Stack) -> None:
     assert inside[0]["Internal"] is True
 
     address = network["Networks"][f"{stack.project}_database"]["IPAddress"]
-    knock = f"import socket; socket.create_connection(({address!r}, 5432), 2)"
-    assert stack.python("app", knock).returncode == 0
-    elsewhere = run("docker", "run", "--rm", "--entrypoint", "python", f"{stack.project}-app", "-c", knock)
+    knock = "import socket; socket.create_connection(({!r}, 5432), {})".format
+    assert stack.python("app", knock(address, 60)).returncode == 0
+    elsewhere = run(
+        "docker", "run", "--rm", "--entrypoint", "python", f"{stack.project}-app", "-c", knock(address, 2)
+    )
     assert elsewhere.returncode == 1, elsewhere
     assert "Error" in elsewhere.stderr.splitlines()[-1]
 
@@ -220,7 +222,7 @@ def test_the_password_is_random_and_only_in_a_file_for_those_who_need_it(stack: 
 
 def test_a_stop_ends_the_app_by_itself_with_exit_code_0(stack: Stack) -> None:
     try:
-        stack.compose("stop", "--timeout", "10", "app")
+        stack.compose("stop", "--timeout", "60", "app")  # then it would be killed: 137
         assert stack.inspect("app")["State"]["ExitCode"] == 0
     finally:
         stack.up()
@@ -229,7 +231,7 @@ def test_a_stop_ends_the_app_by_itself_with_exit_code_0(stack: Stack) -> None:
 def test_accounts_and_sessions_survive_down_and_up(stack: Stack) -> None:
     assert stack.register("grace") == 201
     token, password = stack.log_in("grace"), stack.kept_password()
-    stack.compose("down", timeout=120)
+    stack.compose("down", timeout=600)
     stack.up()
     status, body = stack.request("GET", "/user", token=token)
     assert (status, body["user"]["username"]) == (200, "grace")

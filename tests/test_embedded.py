@@ -31,7 +31,7 @@ if not any(binaries.find_binaries(None)):
     pytest.skip("no Postgres binaries", allow_module_level=True)
 
 
-def eventually(true: Callable[[], object], seconds: float = 15) -> None:
+def eventually(true: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "did not come true in time"
@@ -69,7 +69,7 @@ def connected(server: Server, *, superuser: bool = False) -> Iterator[Any]:
         user="postgres" if superuser else server.user,
         password=server.superuser_password if superuser else server.password,
         dbname=server.database,
-        connect_timeout=5,
+        connect_timeout=60,
     )
     connection.autocommit = True
     try:
@@ -120,7 +120,7 @@ class Owner:
             start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(SOURCE)},
         )
-        self.alarm = threading.Timer(60, self.process.kill)
+        self.alarm = threading.Timer(300, self.process.kill)
         self.alarm.start()
 
     def hear(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Owner:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=10)
+        self.process.communicate(timeout=60)
 
 
 Make = Callable[..., EmbeddedPostgres]
@@ -244,7 +244,7 @@ def test_an_owner_killed_takes_its_server_along_but_no_committed_row(make: Make,
     with connected(server) as cursor:  # a client that stays does not keep the server
         owner.kill()
         eventually(lambda: is_free(folder / "data"))
-        assert is_gone(facts["pid"])
+        eventually(lambda: is_gone(facts["pid"]))
         with pytest.raises(psycopg2.OperationalError):
             cursor.execute("SELECT 1")
     assert kept(make().start()) == 1
@@ -308,7 +308,7 @@ def test_of_two_starts_at_once_one_wins(make: Make) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["EmbeddedError", "Server"]
 
 
@@ -337,9 +337,18 @@ def test_leftovers_of_an_interrupted_initdb_are_cleared(make: Make, folder: Path
     ["lock", "password", "pgdata.new", "pgdata.new/global/pg_control", "pgdata.new/base/5", "pgdata", "run"],
 )
 def test_an_owner_killed_in_its_first_start_is_repaired(make: Make, run: Run, folder: Path, seen: str) -> None:
-    owner = run()
-    eventually((folder / "data" / seen).exists)
-    owner.kill()
+    data_dir = folder / "data"
+    for _ in range(5):
+        owner = run()
+        eventually(lambda: (data_dir / seen).exists() or (data_dir / "run").exists())
+        came = (data_dir / seen).exists()
+        owner.kill()
+        if came:
+            break
+        # It had gone before anybody looked: once more from the beginning.
+        eventually(lambda: is_free(data_dir))
+        shutil.rmtree(data_dir)
+    assert came
     server = make().start()
     keep(server)
     assert kept(server) == 1
@@ -366,7 +375,7 @@ def test_a_killed_postmaster_is_noticed_and_started_again(make: Make, folder: Pa
         keep(server)
         with connected(server) as cursor:
             os.kill(server.pid, signal.SIGKILL)
-            assert postgres.wait_exit(10)
+            assert postgres.wait_exit(60)
             assert not postgres.alive
             again = postgres.start()
             assert again.pid != server.pid
@@ -380,9 +389,9 @@ def test_a_killed_watcher_does_not_set_the_server_free(make: Make, folder: Path)
     server = postgres.start()
     keep(server)
     os.kill(int(process(server.pid, "ppid")), signal.SIGKILL)
-    assert postgres.wait_exit(10)
+    assert postgres.wait_exit(60)
     assert kept(postgres.start()) == 1
-    assert is_gone(server.pid)
+    eventually(lambda: is_gone(server.pid))
 
 
 def test_a_crashed_backend_does_not_end_the_server(make: Make) -> None:
@@ -431,7 +440,7 @@ def test_the_log_holds_no_secret_and_no_statement(make: Make, folder: Path) -> N
 
         eventually(is_waiting)
         os.kill(backend, signal.SIGKILL)
-        waiting.join(20)
+        waiting.join(60)
         eventually(lambda: "signal 9" in log.read_text())
     eventually(lambda: answers(server))  # it may hang on a shutdown before
     for secret in ("hush", server.password, server.superuser_password):
@@ -526,8 +535,8 @@ def test_a_server_that_cannot_start_says_why_at_once(make: Make, folder: Path) -
         config.write("no_such_setting = 1\n")
     began = time.monotonic()
     with pytest.raises(EmbeddedError, match="no_such_setting"):
-        postgres.start()
-    assert time.monotonic() - began < 5
+        postgres.start(timeout=300)
+    assert time.monotonic() - began < 60
     assert is_free(folder / "data")
 
 
@@ -541,7 +550,7 @@ def test_it_starts_from_a_worker_thread_that_ends(make: Make) -> None:
     postgres = make()
     thread = threading.Thread(target=postgres.start)
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert not postgres.wait_exit(0.3)
     keep(postgres.start())
 

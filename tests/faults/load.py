@@ -88,7 +88,7 @@ class Load:
 
     async def everything_happened(self) -> None:
         """Wait until each kind of request was done: a load in which nobody logs out says nothing of logouts."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(10 * PATIENCE):
             while set(get_args(Kind)) - {r.kind for r in self.history if r.done}:
                 await asyncio.sleep(0.05)
 

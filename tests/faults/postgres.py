@@ -19,7 +19,7 @@ from gatepost.driver import Dsn
 from gatepost.embedded.binaries import copy_for_others, find_binaries
 
 PASSWORD = "a-secret-of-the-fault-tests"
-START_TIMEOUT = 60.0
+START_TIMEOUT = 300.0
 
 # The server must not run as root.
 _USER: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def run(*command: str | Path) -> None:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         **_USER,
     )
@@ -106,7 +106,9 @@ class Postgres:
     def session(self, database: str = "gatepost") -> Iterator[Any]:
         """A cursor of the superuser's own session, each statement its own transaction."""
         dsn = self.dsn("postgres", database)
-        connection = psycopg2.connect(connect_timeout=5, **{**dsn.parameters(self.host), "application_name": "fault"})
+        connection = psycopg2.connect(
+            connect_timeout=60, **{**dsn.parameters(self.host), "application_name": "fault"}
+        )
         try:
             connection.autocommit = True
             yield connection.cursor()
@@ -181,7 +183,7 @@ class Postgres:
         """SIGKILL for the postmaster and all its children: as a power cut, but for what the kernel still holds."""
         processes = self._signal_all(signal.SIGKILL)
         assert self._process is not None
-        self._process.wait(30)
+        self._process.wait(300)
         while any(_alive(pid) for pid in processes):
             time.sleep(0.01)
 
@@ -202,7 +204,7 @@ class Postgres:
 
     def promote(self) -> None:
         """Make a standby the primary."""
-        run(binaries() / "pg_ctl", "promote", "-D", self.data, "-w", "-t", "30")
+        run(binaries() / "pg_ctl", "promote", "-D", self.data, "-w", "-t", "300")
 
     def end(self) -> None:
         """Whatever state it is in: it is gone afterwards, and so is its folder."""
@@ -213,7 +215,7 @@ class Postgres:
     def _signal_postmaster(self, signal_: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(signal_)
-        self._process.wait(60)
+        self._process.wait(300)
 
     def _signal_all(self, signal_: signal.Signals) -> list[int]:
         assert self._process is not None

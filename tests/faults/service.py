@@ -1,6 +1,7 @@
 """Gatepost as a process of its own, on a Postgres of the tests'."""
 
 import signal
+import time
 from pathlib import Path
 
 from tests.conftest import UNLIMITED_VARIABLES
@@ -16,6 +17,8 @@ _SETTINGS = {
     # The least that the configuration admits: these tests are not about the cost of a hash.
     "GATEPOST_PASSWORDS__MEMORY_KIB": "8192",
     "GATEPOST_PASSWORDS__ITERATIONS": "1",
+    # A hash has the lowest priority: beside a busy process it takes seconds.
+    "GATEPOST_PASSWORDS__QUEUE_TIMEOUT": "60",
     "GATEPOST_PASSWORDS__PEPPERS__1": PEPPER,
     "GATEPOST_SESSIONS__MAX_PER_USER": "1000",
     "GATEPOST_DB__POOL_SIZE": str(POOL_SIZE),
@@ -50,7 +53,9 @@ def prepare(server: Postgres, cwd: Path) -> None:
 
 
 class Service:
-    """One node. It listens on the same port after each start."""
+    """One node. It listens on the same port after each start. ``usual``: seconds that the first one took."""
+
+    usual = 0.0
 
     def __init__(self, cwd: Path, *servers: Postgres, **variables: str) -> None:
         self.port = free_port()
@@ -67,6 +72,12 @@ class Service:
         return self._process.popen.pid
 
     @property
+    def pids(self) -> list[int]:
+        """Its process, if it runs."""
+        process = self._process
+        return [process.popen.pid] if process else []
+
+    @property
     def workers(self) -> list[int]:
         """The processes that serve below the first."""
         assert self._process is not None
@@ -79,7 +90,9 @@ class Service:
 
     def start(self) -> None:
         """Start it and wait until it serves."""
+        began = time.monotonic()
         self._process = Process(self._cwd, **self._variables)
+        self.usual = self.usual or time.monotonic() - began
 
     def end(self, signal_: signal.Signals = signal.SIGTERM) -> int | None:
         """Send a signal and wait for its end; the exit code, None when it did not run."""

@@ -34,7 +34,7 @@ async def wrong(service: Service, file: Path, hold: float) -> AsyncIterator[None
     """The clock an hour ahead, then an hour behind, then right."""
     for seconds in (HOUR, -HOUR, 0):
         set_off(file, seconds)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while abs(await off(service) - seconds) > 60:
                 await asyncio.sleep(0.1)
         if seconds:
@@ -55,5 +55,5 @@ async def test_no_decision_changes_when_the_clock_of_a_node_jumps_by_an_hour(
         services=[odd, new_service(server, **SHORT)],
         server=server,
     )
-    assert {r.status for r in outcome.during} <= {200, 401}
+    assert outcome.unserved() == []
     trial.found(name, "no answer that the rules do not give; none but 200 and 401")

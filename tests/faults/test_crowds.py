@@ -78,7 +78,7 @@ class Watch:
 
     async def _look(self) -> None:
         connector = aiohttp.TCPConnector(force_close=True)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as http:
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as http:
             while True:
                 self.most = max(self.most, await self._memory())
                 self.files = max(self.files, self._open_files())
@@ -123,7 +123,7 @@ def p99s(outcome: Outcome) -> tuple[float, float]:
     checks = [r for r in outcome.during if r.kind == "check"]
     (came,) = outcome.measured
     parts = [r for r in checks if r.sent < came], [r for r in checks if r.sent >= came]
-    alone, beset_ = (statistics.quantiles((r.ended - r.sent for r in part), n=100)[98] for part in parts)
+    alone, beset_ = (statistics.quantiles(map(outcome.machine.took, part), n=100)[98] for part in parts)
     return alone, beset_
 
 
@@ -137,20 +137,20 @@ def assert_calm(outcome: Outcome) -> None:
     """Nobody who is signed in was refused, or waited out of all proportion."""
     alone, with_it = p99s(outcome)
     assert with_it <= max(NOISE * alone, LEAST)
-    assert outcome.statuses("check").keys() <= {200, 401}
-    assert max(r.ended - r.sent for r in outcome.during if r.kind == "check") <= 2
+    assert outcome.unserved("check") == []
+    assert max(outcome.machine.took(r) for r in outcome.during if r.kind == "check") <= 2
 
 
 async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
-    header, body = (2.0, 4.0) if trial.quick else (10.0, 20.0)
+    header, body, count = (2.0, 4.0, 200) if trial.quick else (10.0, 20.0, 1000)
     service = new_service(
         server, GATEPOST_WEBSERVER__HEADER_TIMEOUT=str(header), GATEPOST_WEBSERVER__BODY_TIMEOUT=str(body)
     )
-    name, watch = "2,000 clients slow with headers, or a body", Watch(service)
+    name, watch = f"{2 * count:,} clients slow with headers, or a body", Watch(service)
     ended: dict[str, list[Ended]] = {"headers": [], "body": []}
-    crowds = [crowd(service, kind, 1000, 3 * body, each) for kind, each in ended.items()]
+    crowds = [crowd(service, kind, count, 10 * body, each) for kind, each in ended.items()]
     outcome = await trial(
         name, beset(trial, watch, *crowds), services=[service], server=server, bounds=Bounds(kept=30)
     )
@@ -160,10 +160,12 @@ async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
         f"closed after {slowest['headers']:.1f} s at most with slow headers (≤ {header:g}), after "
         f"{slowest['body']:.1f} s with a slow body (≤ {body:g}); {told(outcome)}",
     )
-    # A second more: the clients' own process is busy.
-    assert slowest["headers"] <= header + 1
-    assert slowest["body"] <= body + 1
-    assert Counter(client.status for each in ended.values() for client in each) == {408: 2000}
+    # A second more: the clients' own process is busy. And what the machine kept for others while they were there.
+    (came,) = outcome.measured
+    grace = 1 + outcome.machine.withheld(came, came + max(slowest.values()))
+    assert slowest["headers"] <= header + grace
+    assert slowest["body"] <= body + grace
+    assert Counter(client.status for each in ended.values() for client in each) == {408: 2 * count}
     assert watch.health.keys() == {200}
     assert_calm(outcome)
 
