@@ -44,7 +44,7 @@ def gatepost(
         input=stdin or "",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=180,
         check=False,
     )
 
@@ -112,8 +112,8 @@ class Process:
 
     def wait(self) -> int:
         """Wait for the end, return the exit code."""
-        code = self.popen.wait(90)
-        self._reader.join(30)
+        code = self.popen.wait(60)
+        self._reader.join(60)
         assert self.popen.stdout is not None
         self.popen.stdout.close()
         return code

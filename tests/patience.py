@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gatepost import db, driver, pool
+from gatepost.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
 
 FACTOR = 10
@@ -25,6 +26,7 @@ _OURS: list[tuple[Any, str, Any]] = [
     *((module, "ANSWER_TIMEOUT", module.ANSWER_TIMEOUT * FACTOR) for module in (driver, db, lookup)),
     *((module, "ACQUIRE_TIMEOUT", module.ACQUIRE_TIMEOUT * FACTOR) for module in (pool, db, lookup)),
     (driver, "CONNECT_TIMEOUT", driver.CONNECT_TIMEOUT * FACTOR),
+    (EmbeddedPostgres.start, "__kwdefaults__", {"timeout": 300.0}),
     (driver, "_OPTIONS", re.sub(r"\b(statement_timeout|lock_timeout)=(\d+)", _longer, driver._OPTIONS)),
     # What comes once a minute does not come into a test that takes longer than that.
     (upkeep, "INTERVAL", 3600.0),

@@ -394,13 +394,15 @@ def test_a_killed_watcher_does_not_set_the_server_free(make: Make, folder: Path)
     eventually(lambda: is_gone(server.pid))
 
 
-def test_a_crashed_backend_does_not_end_the_server(make: Make) -> None:
+def test_a_crashed_backend_does_not_end_the_server(make: Make, folder: Path) -> None:
     postgres = make()
     server = postgres.start()
     keep(server)
     with connected(server) as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         os.kill(cursor.fetchone()[0], signal.SIGKILL)
+    # Until the postmaster has noticed, it still lets us in.
+    eventually(lambda: "signal 9" in (folder / "data" / "postgres.log").read_text())
     eventually(lambda: answers(server))
     assert kept(server) == 1
     assert postgres.alive

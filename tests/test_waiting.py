@@ -73,7 +73,7 @@ def test_a_database_that_comes_up_late_is_waited_for(
             assert "the database is up" in said
             if arguments[0] == "run":
                 process.send_signal(signal.SIGTERM)
-            assert process.wait(90) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 
@@ -96,7 +96,7 @@ def test_sigterm_while_it_waits_ends_it_with_zero(dsn: Dsn, tmp_path: Path, work
         try:
             read_until(process, "waiting for the database")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(90) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
 
