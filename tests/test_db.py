@@ -56,10 +56,21 @@ def locked(dsn: Dsn, table: str) -> Iterator[None]:
 # --------------------------------------------------------------------------------------------- deadlines
 
 
-async def quickest(work: Callable[[], Awaitable[None]], seconds: float) -> float:
-    """Seconds that it takes, at best of five times: no code makes a machine that stands still any quicker."""
-    took = []
+async def nothing() -> None:
+    """For what can be done again as it is."""
+
+
+async def quickest(
+    work: Callable[[], Awaitable[None]], seconds: float, again: Callable[[], Awaitable[None]] = nothing
+) -> float:
+    """Seconds that it takes, at best of five times: no code makes a machine that stands still any quicker.
+
+    ``again``: puts everything as it was before.
+    """
+    took: list[float] = []
     for _ in range(5):
+        if took:
+            await again()
         began = time.monotonic()
         await work()
         took.append(time.monotonic() - began)
@@ -160,9 +171,14 @@ async def test_a_frozen_server_is_503_within_two_seconds_and_well_again_after(
         )
         assert {answer.status for answer in answers} == {503}
 
+    async def again() -> None:
+        postgres.thaw()
+        await answered(client, token)  # over connections that it does not know to be dead
+        postgres.freeze()
+
     postgres.freeze()
     try:
-        assert await quickest(many, 2.5) < 2.5
+        assert await quickest(many, 2.5, again) < 2.5
         assert (await client.get("/ping")).status == 200
         assert (await client.get("/health/live")).status == 200
     finally:
