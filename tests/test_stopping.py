@@ -181,9 +181,35 @@ def test_a_request_that_does_not_end_is_given_up_in_time(dsn: Dsn, tmp_path: Pat
         running(
             tmp_path, "--workers", workers, **environment_of(dsn), GATEPOST_WEBSERVER__SHUTDOWN_TIMEOUT="1"
         ) as process,
-        half_a_request(process),
+        half_a_request(process) as connection,
     ):
-        assert process.end() == 0
+        process.popen.send_signal(signal.SIGTERM)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+        assert process.wait() == 0
+
+
+@EITHER
+def test_a_body_that_comes_when_idle_connections_have_been_closed_is_answered(
+    dsn: Dsn, tmp_path: Path, workers: str
+) -> None:
+    with (
+        running(tmp_path, "--workers", workers, **environment_of(dsn), **OPEN, **CHEAP, **PATIENT) as process,
+        contextlib.ExitStack() as opened,
+    ):
+        process.request("POST", "/account", ADA)
+        logins = [opened.enter_context(half_a_request(process)) for _ in range(8)]
+        idle = [opened.enter_context(contextlib.closing(connect(process))) for _ in range(8)]
+        for client in idle:  # on either worker
+            client.request("GET", "/ping")
+            client.getresponse().read()
+        process.popen.send_signal(signal.SIGTERM)
+        for client in idle:
+            assert client.sock.recv(1) == b""
+        assert process.popen.poll() is None
+        for login in logins:
+            login.sendall(json.dumps(ADA).encode().ljust(100))
+        assert [login.recv(15) for login in logins] == [b"HTTP/1.1 200 OK"] * 8
+        assert process.wait() == 0
 
 
 async def test_a_connection_that_waits_to_be_accepted_is_taken_in_before_the_listener_closes(

@@ -1,7 +1,7 @@
 """Serves an app by the rules of `wire` and `admission`."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import http, http_parser, web
 
@@ -32,6 +32,12 @@ class Server(web.Server):
         super().__init__(handler, **options)
         self._config = config
         self.admission = admission
+
+    def pre_shutdown(self) -> None:
+        """Close connections, or have them close with their answer. Those on which a body is coming wait for it."""
+        for connection in cast("list[Connection]", self.connections):
+            if not connection.is_receiving:
+                connection.close()
 
     def __call__(self) -> Connection:
         """A connection, for asyncio."""

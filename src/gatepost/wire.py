@@ -33,6 +33,9 @@ _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
 # Seconds that a body may take before it is as good a reason to be closed, where there are too many, as to be idle.
 _PATIENCE = 5.0
+# When stopping, bodies may come for this part of the time that is left: what then remains is for their answers.
+_STILL_COME = 0.8
+_LOOK = 0.05  # seconds between two looks whether they have
 
 
 class Connection(RequestHandler):
@@ -112,6 +115,27 @@ class Connection(RequestHandler):
     def _is_idle(self) -> bool:
         # aiohttp begins to wait for the first request a turn of the loop after the connection is made.
         return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+
+    # ------------------------------------------------------------------------------------------- stopping
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the body of a request that is not answered yet is on its way."""
+        return isinstance(self._receiving, StreamReader) and not self._is_answered
+
+    @property
+    def _is_answered(self) -> bool:
+        return self._current_request is None and not self._messages
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's)
+        """End within ``timeout`` seconds. A body that is on its way may still come: aiohttp would read no more."""
+        assert timeout is not None  # ours says it
+        began = self._loop.time()
+        while self.is_receiving and self._loop.time() < began + _STILL_COME * timeout:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK)
+        if self.is_receiving:
+            self._give_up(RequestTimeout())
+        await super().shutdown(max(began + timeout - self._loop.time(), 0))
 
     # ------------------------------------------------------------------------------------------ deadlines
 
@@ -214,9 +238,9 @@ class Connection(RequestHandler):
     def _give_up(self, problem: Problem) -> None:
         """What the client has begun does not come; ``problem`` is what it is told."""
         self._receive_by = _NEVER
-        receiving, answered = self._receiving, self._current_request is None and not self._messages
+        receiving = self._receiving
         if isinstance(receiving, StreamReader):
-            if not answered:
+            if not self._is_answered:
                 receiving.set_exception(problem)  # to the handler, which is reading
             self.close()
             receiving.feed_eof()
