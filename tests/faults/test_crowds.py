@@ -19,6 +19,7 @@ from bench.flood import Flooded, flooding
 from bench.hashing import hashes_per_second
 from bench.processes import pss_mb
 
+from gatepost.config import PasswordsConfig
 from tests.faults.conftest import NewService
 from tests.faults.postgres import Postgres
 from tests.faults.service import Service
@@ -212,7 +213,13 @@ async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
     name = "Ten times the logins that can be hashed"
-    service = new_service(server, GATEPOST_PASSWORDS__MEMORY_KIB="19456", GATEPOST_PASSWORDS__ITERATIONS="2")
+    hashing = PasswordsConfig()  # as dear as it is by default, and no longer waited for
+    service = new_service(
+        server,
+        GATEPOST_PASSWORDS__MEMORY_KIB=str(hashing.memory_kib),
+        GATEPOST_PASSWORDS__ITERATIONS=str(hashing.iterations),
+        GATEPOST_PASSWORDS__QUEUE_TIMEOUT=str(hashing.queue_timeout),
+    )
     rate = 10 * await asyncio.to_thread(hashes_per_second, 1)
     watch, earlier, flooded = Watch(service), Flooded(), Flooded()
     await flood(service, rate, 1, earlier)  # what a thread keeps of its first hash is no growth
