@@ -63,10 +63,11 @@ class Machine:
         for thread, waited in self._waits():
             more = max(waited - self._waited.get(thread, 0.0), 0.0)
             self._waited[thread] = waited
+            # The longest of them, not their sum: a request waits for one.
             if thread[0] == thread[1]:
-                serving += more
+                serving = max(serving, more)
             else:
-                hashing += more
+                hashing = max(hashing, more)
         now = time.monotonic()
         late = max(now - self._moments[-1] - PERIOD, 0.0) if len(self._moments) > 1 else 0.0
         if len(self._moments) == 1:  # what was before we began to look
