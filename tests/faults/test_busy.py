@@ -85,6 +85,7 @@ async def test_logins_that_hold_every_connection_do_not_starve_checks(
         name,
         fault(server),
         hold=15,
+        felt_by=("login",),
         services=[service],
         server=server,
         bounds=Bounds(answer=2.5, recovery=5.0),  # a login waits for a connection and for its statement, twice
@@ -102,6 +103,7 @@ async def test_backends_that_are_ended_cost_no_request_its_answer(
         "Backends ended (pg_terminate_backend), 20 a second",
         again_and_again(server, END_ONE, 0.05),
         hold=15,
+        felt_by=("login", "logout", "change", "end_all", "sign_out"),
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=2.0),
@@ -116,6 +118,7 @@ async def test_statements_that_are_cancelled_cost_no_request_its_answer(
         "Statements cancelled, 100 a second",
         again_and_again(server, CANCEL_ALL, 0.01),
         hold=15,
+        felt_by=("check", "login"),
         services=[service],
         server=server,
         bounds=Bounds(answer=2.0, recovery=2.0),

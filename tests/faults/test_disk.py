@@ -82,6 +82,7 @@ async def test_a_full_disk_refuses_writes_and_leaves_no_login_without_its_event(
         "Disk full under Postgres",
         filled(cramped, small_disk),
         hold=15,
+        felt_by=("login", "logout", "change"),
         services=[new_service(cramped)],
         server=cramped,
         bounds=Bounds(answer=2.0, recovery=10.0),

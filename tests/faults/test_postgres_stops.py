@@ -44,14 +44,18 @@ async def frozen(server: Postgres) -> AsyncIterator[None]:
 async def test_a_restart_of_postgres_costs_503_while_it_lasts(
     trial: Trial, server: Postgres, service: Service
 ) -> None:
-    outcome = await trial("Postgres restarted (fast)", stopped(server), hold=1, services=[service], server=server)
+    outcome = await trial(
+        "Postgres restarted (fast)", stopped(server), hold=1, felt_by=("check",), services=[service], server=server
+    )
     assert 503 in outcome.statuses("check")
 
 
 async def test_a_crash_of_postgres_loses_nothing_that_was_acknowledged(
     trial: Trial, server: Postgres, service: Service
 ) -> None:
-    outcome = await trial("Postgres killed with -9", killed(server), hold=1, services=[service], server=server)
+    outcome = await trial(
+        "Postgres killed with -9", killed(server), hold=1, felt_by=("check",), services=[service], server=server
+    )
     assert 503 in outcome.statuses("check")
     assert "automatic recovery in progress" in server.log
 

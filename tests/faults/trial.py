@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,9 +127,11 @@ class Trial:
         server: Postgres,
         hold: float = 0.0,
         bounds: Bounds = Bounds(),
+        felt_by: Collection[str] = (),
         strangers: bool = False,
     ) -> Outcome:
         """Run it. ``hold``: seconds between breaking and repairing; good again is counted from the repair's end.
+        ``felt_by``: kinds of request of which one must be refused before it is repaired.
         ``strangers``: others log in as well, who send no user agent.
 
         ``server``: the Postgres that has the data when all is over.
@@ -145,6 +147,7 @@ class Trial:
             began = time.monotonic()
             async with fault as measured:
                 await asyncio.sleep(hold)
+                await _felt(load, began, felt_by)
             repaired = time.monotonic()
             await _calm(load, calm, repaired + bounds.recovery + calm)
             await load.stop()
@@ -218,6 +221,13 @@ def _connections(server: Postgres, at_most: int) -> int:
         if counted[0][0] <= at_most or time.monotonic() > deadline:
             return int(counted[0][0])
         time.sleep(0.2)
+
+
+async def _felt(load: Load, began: float, kinds: Collection[str]) -> None:
+    """Wait until a request of these kinds, if there are any, is refused: slow machines break slowly too."""
+    async with asyncio.timeout(120):
+        while kinds and not any(r.status == 503 and r.kind in kinds and r.sent > began for r in load.history):
+            await asyncio.sleep(0.05)
 
 
 async def _calm(load: Load, seconds: float, until: float) -> None:
