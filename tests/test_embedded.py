@@ -20,6 +20,7 @@ import psycopg2
 import pytest
 
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres, Server, binaries
+from tests.gatepost_process import until
 
 OWNER = Path(__file__).with_name("embedded_owner.py")
 SOURCE = Path(binaries.__file__).parents[2]
@@ -29,13 +30,6 @@ as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 
 if not any(binaries.find_binaries(None)):
     pytest.skip("no Postgres binaries", allow_module_level=True)
-
-
-def eventually(true: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not come true in time"
-        time.sleep(0.005)
 
 
 def is_free(data_dir: Path) -> bool:
@@ -103,7 +97,7 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="gp-"))
     path.chmod(0o755)
     yield path
-    eventually(lambda: all(is_free(lock.parent) for lock in path.rglob("lock")))
+    until(lambda: all(is_free(lock.parent) for lock in path.rglob("lock")))
     shutil.rmtree(path)
 
 
@@ -243,8 +237,8 @@ def test_an_owner_killed_takes_its_server_along_but_no_committed_row(make: Make,
     keep(server)
     with connected(server) as cursor:  # a client that stays does not keep the server
         owner.kill()
-        eventually(lambda: is_free(folder / "data"))
-        eventually(lambda: is_gone(facts["pid"]))
+        until(lambda: is_free(folder / "data"))
+        until(lambda: is_gone(facts["pid"]))
         with pytest.raises(psycopg2.OperationalError):
             cursor.execute("SELECT 1")
     assert kept(make().start()) == 1
@@ -266,7 +260,7 @@ def test_other_children_of_a_killed_owner_do_not_keep_its_server(run: Run, folde
     facts = owner.hear()
     try:
         os.kill(owner.process.pid, signal.SIGKILL)
-        eventually(lambda: is_free(folder / "data"))
+        until(lambda: is_free(folder / "data"))
         assert not any(is_gone(child) for child in facts["children"])
     finally:
         for child in facts["children"]:
@@ -340,13 +334,13 @@ def test_an_owner_killed_in_its_first_start_is_repaired(make: Make, run: Run, fo
     data_dir = folder / "data"
     for _ in range(5):
         owner = run()
-        eventually(lambda: (data_dir / seen).exists() or (data_dir / "run").exists())
+        until(lambda: (data_dir / seen).exists() or (data_dir / "run").exists())
         came = (data_dir / seen).exists()
         owner.kill()
         if came:
             break
         # It had gone before anybody looked: once more from the beginning.
-        eventually(lambda: is_free(data_dir))
+        until(lambda: is_free(data_dir))
         shutil.rmtree(data_dir)
     assert came
     server = make().start()
@@ -391,7 +385,7 @@ def test_a_killed_watcher_does_not_set_the_server_free(make: Make, folder: Path)
     os.kill(int(process(server.pid, "ppid")), signal.SIGKILL)
     assert postgres.wait_exit(60)
     assert kept(postgres.start()) == 1
-    eventually(lambda: is_gone(server.pid))
+    until(lambda: is_gone(server.pid))
 
 
 def test_a_crashed_backend_does_not_end_the_server(make: Make, folder: Path) -> None:
@@ -402,8 +396,8 @@ def test_a_crashed_backend_does_not_end_the_server(make: Make, folder: Path) -> 
         cursor.execute("SELECT pg_backend_pid()")
         os.kill(cursor.fetchone()[0], signal.SIGKILL)
     # Until the postmaster has noticed, it still lets us in.
-    eventually(lambda: "signal 9" in (folder / "data" / "postgres.log").read_text())
-    eventually(lambda: answers(server))
+    until(lambda: "signal 9" in (folder / "data" / "postgres.log").read_text())
+    until(lambda: answers(server))
     assert kept(server) == 1
     assert postgres.alive
 
@@ -440,11 +434,11 @@ def test_the_log_holds_no_secret_and_no_statement(make: Make, folder: Path) -> N
             other.execute("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = %s", (backend,))
             return bool(other.fetchone()[0])
 
-        eventually(is_waiting)
+        until(is_waiting)
         os.kill(backend, signal.SIGKILL)
         waiting.join(60)
-        eventually(lambda: "signal 9" in log.read_text())
-    eventually(lambda: answers(server))  # it may hang on a shutdown before
+        until(lambda: "signal 9" in log.read_text())
+    until(lambda: answers(server))  # it may hang on a shutdown before
     for secret in ("hush", server.password, server.superuser_password):
         assert secret not in log.read_text()
 
@@ -603,7 +597,7 @@ def test_an_ordinary_user_runs_it_too(run: Run, folder: Path, monkeypatch: pytes
         assert process(owner.hear()["pid"], "uid") == str(NOBODY)
         assert "in use" in run("own", home / "data", *more).hear()["error"]
         owner.kill()
-        eventually(lambda: is_free(home / "data"))
+        until(lambda: is_free(home / "data"))
     owner = run("own", home / "data", *more)
     assert "pid" in owner.hear()
     owner.say_go_on()

@@ -248,7 +248,9 @@ def read_query(request: web.Request, model: type[Model]) -> Model:
     return _validate(model, dict(query))
 
 
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+"""An id as it is written here, for a pattern."""
+_UUID = re.compile(UUID)
 
 
 def path_id(request: web.Request, name: str) -> str:

@@ -1,11 +1,11 @@
 """Accounts in SQL: one function, one statement, one round trip."""
 
-import json
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from gatepost import strictjson
 from gatepost.accounts.profile import too_large
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
@@ -130,7 +130,7 @@ async def update(
             id=user_id,
             username=username,
             canonical=canonical,
-            profile=None if profile is None else json.dumps(profile, ensure_ascii=False),
+            profile=None if profile is None else strictjson.encode(profile),
             changed=changed,
             **origin._asdict(),
         )

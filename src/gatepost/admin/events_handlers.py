@@ -13,7 +13,7 @@ from gatepost.admin.handlers import Limit
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.session import Session, timestamp
-from gatepost.web import DATABASE, json_response, read_query
+from gatepost.web import DATABASE, UUID, json_response, read_query
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -29,7 +29,7 @@ def _moment(text: Any) -> datetime:
         raise ValueError("must lie in the years 1 to 9999 of UTC") from None
 
 
-Id = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Id = Annotated[str, Field(pattern=rf"^{UUID}$")]
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 

@@ -3,11 +3,11 @@
 Who acts is in each event: the administrator, or for a shell ``{"by": "operator"}``.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from gatepost import strictjson
 from gatepost.accounts.profile import too_large
 from gatepost.admin.user import Actor, Managed
 from gatepost.credentials import Stored
@@ -131,7 +131,7 @@ async def create(
             username=new.username,
             canonical=new.canonical,
             roles=list(new.roles),
-            profile=json.dumps(new.profile, ensure_ascii=False),
+            profile=strictjson.encode(new.profile),
             setting=password.setting.phc if password else None,
             digest=password.digest if password else None,
             norm=password.norm if password else None,
@@ -209,7 +209,7 @@ async def change(connection: Connection, user_id: str, what: Change, actor: Acto
             id=user_id,
             username=username,
             canonical=canonical,
-            profile=None if what.profile is None else json.dumps(what.profile, ensure_ascii=False),
+            profile=None if what.profile is None else strictjson.encode(what.profile),
             roles=None if what.roles is None else list(what.roles),
             disabled=what.disabled,
             changed=changed,
