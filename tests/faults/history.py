@@ -278,7 +278,7 @@ def took(r: Request) -> float:
 def late(requests: Iterable[Request], bound: float, measure: Callable[[Request], float] = took) -> list[Violation]:
     """Those whose answer took more than ``bound`` seconds, by this measure."""
     return [
-        Violation("bound", f"{r.kind} took {took(r):.2f} s, by right {measure(r):.2f}, {bound:g} are allowed", r)
+        Violation("bound", f"{r.kind} took {measure(r):.2f} s, {bound:g} are allowed: {r.status}", r)
         for r in requests
         if measure(r) > bound
     ]

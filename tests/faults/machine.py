@@ -69,9 +69,9 @@ class Machine:
             else:
                 hashing = max(hashing, more)
         now = time.monotonic()
-        late = max(now - self._moments[-1] - PERIOD, 0.0) if len(self._moments) > 1 else 0.0
+        late = max(now - self._moments[-1] - PERIOD, 0.0)
         if len(self._moments) == 1:  # what was before we began to look
-            serving = hashing = 0.0
+            late = serving = hashing = 0.0
         self._moments.append(now)
         self._serving.append(self._serving[-1] + late + serving)
         self._all.append(self._all[-1] + late + serving + hashing)
