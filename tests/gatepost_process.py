@@ -88,6 +88,11 @@ class Process:
         rows = [line.split(maxsplit=2) for line in found.splitlines()]
         return sorted(int(pid) for pid, state, name in rows if name != "sh" and not state.startswith("Z"))
 
+    def replaced(self, pid: int) -> bool:
+        """Whether another worker of two serves in this one's place."""
+        workers = self.workers  # once: between two looks it may have ended, and nobody have taken its place
+        return len(workers) == 2 and pid not in workers
+
     @property
     def output(self) -> str:
         """All that it has printed."""

@@ -360,6 +360,32 @@ print(json.dumps([both, one, folder.exists()]))
         assert value(samples, "gatepost_hashing_waiting") == waiting
 
 
+def test_a_scrape_while_a_process_begins_to_count_reads_no_file_that_is_half_made() -> None:
+    script = """
+import os
+from gatepost import metrics
+folder = metrics.share()
+from prometheus_client import CollectorRegistry, mmap_dict, multiprocess
+class Os:  # a scrape comes in each time that a file has been opened and is empty yet
+    @staticmethod
+    def fstat(descriptor):
+        list(multiprocess.MultiProcessCollector(CollectorRegistry()).collect())
+        print("scraped")
+        return os.fstat(descriptor)
+mmap_dict.os = Os
+its = metrics.Metrics()
+its.requests("/user", "GET", "2xx").counts[1] += 1
+its.throttled.labels("login").inc()
+for across in ("sum", "max", "mostrecent"):
+    its.gauge(across, "x", across=across).set(1)
+its.look()
+metrics.forget(folder)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+    assert done.stdout.count("scraped") >= 5  # a file for each kind
+
+
 def test_what_killed_processes_have_shared_is_removed_at_the_next_start_and_that_of_a_living_one_is_not() -> None:
     # One forked is as good as the first, whose end it outlives.
     script = """

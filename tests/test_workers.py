@@ -14,7 +14,6 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,7 +133,7 @@ def test_a_worker_killed_in_mid_login_is_replaced_and_nothing_acknowledged_is_lo
         until(lambda: len(acknowledged) >= 20)
         first, second = process.workers
         os.kill(first, signal.SIGKILL)
-        until(lambda: len(process.workers) == 2 and first not in process.workers)
+        until(lambda: process.replaced(first))
         so_far = len(acknowledged)
         until(lambda: len(acknowledged) >= so_far + 20)
         assert second in process.workers
@@ -345,25 +344,40 @@ def test_the_workers_metrics_are_one_and_their_folder_is_gone_afterwards(dsn: Ds
             assert process.request("GET", "/ping")[0] == 200
         until(lambda: counted() == 30)  # whichever is asked; the other writes its numbers down every few seconds
 
-        def replaced(pid: int) -> bool:
-            return len(process.workers) == 2 and pid not in process.workers
+        folder = Path(folders.pop())
+        lives = len(process.workers)
 
-        for _ in range(3):
+        def replace() -> int:
+            nonlocal lives
             first = process.workers[0]
             os.kill(first, signal.SIGTERM)
-            until(partial(replaced, first))
+            until(lambda: process.replaced(first))
+            lives += 1
+            until(lambda: process.output.count('"serving"') == lives)
+            return first
+
+        def those_that_count() -> set[str]:
+            return {file.stem.rpartition("_")[2] for file in folder.glob("*.db")}
+
+        def merged() -> bool:
+            return those_that_count() == {"dead", *map(str, process.workers)}  # one for all that are gone
+
+        for _ in range(3):
+            replace()
             assert counted() == 30  # what one has counted that is gone counts still
-        folder = Path(folders.pop())
-        with (folder / "readers").open() as merging, ThreadPoolExecutor(1) as thread:
-            fcntl.flock(merging, fcntl.LOCK_EX)
+            assert merged()
+        with (folder / "readers").open() as lock, ThreadPoolExecutor(1) as thread:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # as a scrape does
+            assert str(replace()) in those_that_count()
+            assert counted() == 30
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            until(merged)
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as whoever merges does
             scrape = thread.submit(counted)
-            inode = os.fstat(merging.fileno()).st_ino
+            inode = os.fstat(lock.fileno()).st_ino
             until(lambda: re.search(rf"-> FLOCK .*:{inode} ", Path("/proc/locks").read_text()))
-            fcntl.flock(merging, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_UN)
             assert scrape.result(60) == 30
-        # Those that live, and one for all that are gone.
-        alive = {"dead", *map(str, process.workers)}
-        assert {file.stem.rpartition("_")[2] for file in folder.glob("*.db")} <= alive
         assert (folder / "histogram_dead.db").exists()
         assert process.end() == 0
     assert not folder.exists()

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX, _LOCK, _READERS = "gatepost-metrics-", "lock", "readers"
+_SUMMED = ("counter", "histogram")
+_OF_THE_LIVING = ("gauge_livesum", "gauge_livemax", "gauge_livemostrecent")
 
 # Seconds. A check takes 1 to 5 ms, a login 30 to 100; 50 ms is what a check may take under a flood of logins, 0.5 s
 # the wait for a connection, 2 s that for the database.
@@ -80,6 +82,8 @@ class Metrics:
         prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._library = prometheus
         self.shared = _FOLDER in os.environ
+        if self.shared:
+            _make_files(Path(os.environ[_FOLDER]))
         self._registry = prometheus.CollectorRegistry()
         self._followed: list[Callable[[], None]] = []
         self._by_name: dict[str, Counter | Gauge] = {}
@@ -229,11 +233,26 @@ def _forget_the_dead(parent: Path) -> None:
             os.close(descriptor)
 
 
+def _make_files(folder: Path) -> None:
+    """Make the files of this process that prometheus_client would make at its first number of each kind.
+
+    It makes them empty and fills them then: a scrape in between fails (measured: one of 300 while a worker starts).
+    """
+    from prometheus_client.mmap_dict import MmapedDict  # noqa: PLC0415
+
+    for kind in (*_SUMMED, *_OF_THE_LIVING):
+        unfinished = folder / f"{kind}_{os.getpid()}.new"
+        finished = unfinished.with_suffix(".db")
+        if not finished.exists():
+            MmapedDict(unfinished).close()  # type: ignore[no-untyped-call]
+            unfinished.rename(finished)
+
+
 def worker_ended(pid: int) -> None:
     """A process that shares its metrics has ended: its gauges no longer count; what it has counted stays, in one file
     for all that have ended.
 
-    Raises BlockingIOError while somebody reads; its own files stay then, and count as before.
+    Raises BlockingIOError while somebody reads; its own files stay then, and count as before. Call it again later.
     """
     from prometheus_client.mmap_dict import MmapedDict  # noqa: PLC0415
     from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
@@ -242,7 +261,7 @@ def worker_ended(pid: int) -> None:
     folder = Path(os.environ[_FOLDER])
     # Whoever reads in between would count it twice, and Prometheus take the next, lower total for a restart.
     with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        for kind in ("counter", "histogram"):
+        for kind in _SUMMED:
             theirs, all_dead, merged = (folder / f"{kind}_{name}" for name in (f"{pid}.db", "dead.db", "dead.new"))
             if not theirs.exists():
                 continue

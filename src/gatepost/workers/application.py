@@ -51,6 +51,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         self._read = read
         self._migrate = migrate
         self._postgres: EmbeddedPostgres | None = None
+        self._ended: list[int] = []
         super().__init__()
 
     def load_config(self) -> None:
@@ -127,6 +128,17 @@ class Workers(BaseApplication):  # type: ignore[misc]
         except EmbeddedError as error:
             log.error("the embedded Postgres does not start", reason=str(error))
 
+    def merge_metrics(self) -> None:
+        """Merge the metrics of the workers that have ended; while somebody reads them, another time."""
+        for pid in self._ended.copy():
+            try:
+                metrics.worker_ended(pid)
+            except BlockingIOError:
+                return
+            except Exception:  # noqa: BLE001 (or gunicorn would end all of them)
+                log.exception("the metrics of a worker that has ended are not merged")
+            self._ended.remove(pid)
+
     def read_again(self) -> bool:
         """Read the configuration again; what cannot be used leaves everything as it is, and is logged."""
         try:
@@ -167,12 +179,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         self._hold = -1
 
     def _after_worker(self, _arbiter: Any, worker: Worker) -> None:
-        try:
-            metrics.worker_ended(worker.pid)
-        except BlockingIOError:
-            pass
-        except Exception:  # noqa: BLE001 (or gunicorn would end all of them)
-            log.exception("the metrics of a worker that has ended are not merged")
+        self._ended.append(worker.pid)
 
     def _forget(self, folder: Path, arbiter: int) -> None:
         if os.getpid() == arbiter:  # a worker that ends comes by here too

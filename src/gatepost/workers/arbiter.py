@@ -40,6 +40,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
     def murder_workers(self) -> None:
         """Once a second, and whenever a child has ended."""
         self.app.keep_postgres()
+        self.app.merge_metrics()
         super().murder_workers()
 
     def handle_hup(self) -> None:
