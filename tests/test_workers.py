@@ -345,7 +345,12 @@ def test_the_workers_metrics_are_one_and_their_folder_is_gone_afterwards(dsn: Ds
         until(lambda: counted() == 30)  # whichever is asked; the other writes its numbers down every few seconds
 
         folder = Path(folders.pop())
-        lives = len(process.workers)
+        lives = 2
+
+        def all_serve() -> bool:
+            return process.output.count('"serving"') == lives
+
+        until(all_serve)
 
         def replace() -> int:
             nonlocal lives
@@ -353,7 +358,7 @@ def test_the_workers_metrics_are_one_and_their_folder_is_gone_afterwards(dsn: Ds
             os.kill(first, signal.SIGTERM)
             until(lambda: process.replaced(first))
             lives += 1
-            until(lambda: process.output.count('"serving"') == lives)
+            until(all_serve)
             return first
 
         def those_that_count() -> set[str]:
