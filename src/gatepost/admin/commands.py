@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from gatepost.accounts import policy
-from gatepost.admin import queries
-from gatepost.admin.user import OPERATOR, Managed, canonical_prefix, in_order, new_code, readable
+from gatepost.admin import access_queries, queries
+from gatepost.admin.actor import OPERATOR
+from gatepost.admin.user import Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
 from gatepost.console import (
     CommandError,
@@ -209,7 +210,7 @@ def start_reset(name: NameArgument, config: ConfigOption = None, *, as_json: Jso
 
     async def work(database: Database) -> tuple[Managed, datetime | None]:
         user = await find(database, name)
-        return user, await database.write(queries.start_reset, user.id, reset, OPERATOR)
+        return user, await database.write(access_queries.start_reset, user.id, reset, OPERATOR)
 
     user, expires_at = with_database(settings, work)
     if expires_at is None:
@@ -265,17 +266,17 @@ def _change(settings: Config, name: str, what: queries.Change) -> Managed:
     return changed
 
 
-def _new_reset(settings: Config) -> queries.Reset:
-    return queries.Reset(new_code(), settings.accounts.reset_lifetime)
+def _new_reset(settings: Config) -> access_queries.Reset:
+    return access_queries.Reset(new_code(), settings.accounts.reset_lifetime)
 
 
-def _reset_document(reset: queries.Reset | None, expires_at: datetime | None) -> dict[str, object]:
+def _reset_document(reset: access_queries.Reset | None, expires_at: datetime | None) -> dict[str, object]:
     if reset is None or expires_at is None:
         return {}
     return {"reset": {"code": reset.code, "expires_at": timestamp(expires_at)}}
 
 
-def _say_reset(username: str, reset: queries.Reset | None, expires_at: datetime | None) -> None:
+def _say_reset(username: str, reset: access_queries.Reset | None, expires_at: datetime | None) -> None:
     if reset and expires_at:
         say(f"Until {_when(expires_at)}, {username} can choose a password with this code, which is shown only now:")
         say(reset.code)

@@ -8,8 +8,9 @@ from typing_extensions import TypedDict
 
 from gatepost.accounts import policy, profile
 from gatepost.accounts.queries import lock_profile
-from gatepost.admin import cursor, queries
-from gatepost.admin.user import Actor, Managed, Roles, UserRecord, canonical_prefix, new_code
+from gatepost.admin import access_queries, cursor, queries
+from gatepost.admin.actor import Actor
+from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
 from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.operation import operation
@@ -162,7 +163,9 @@ class ResetAnswer(TypedDict):
 async def start_reset(request: web.Request, session: Session) -> web.Response:
     """Start a password reset, in place of an earlier one; the password and the sessions stay until it is used."""
     user_id, reset = path_id(request, "id"), _new_reset(request)
-    expires_at = await request.app[DATABASE].write(queries.start_reset, user_id, reset, _actor(request, session))
+    expires_at = await request.app[DATABASE].write(
+        access_queries.start_reset, user_id, reset, _actor(request, session)
+    )
     if expires_at is None:
         raise NotFound
     return json_response(ResetAnswer(reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at))))
@@ -210,7 +213,7 @@ async def unlock(request: web.Request, session: Session) -> web.Response:
     """Let a user try again at once whose attempts are used up."""
     user = await _user(request)
     ranges = request.app[THROTTLE].of_account(user.canonical, user.id)
-    if not await request.app[DATABASE].write(queries.unlock, user.id, ranges, _actor(request, session)):
+    if not await request.app[DATABASE].write(access_queries.unlock, user.id, ranges, _actor(request, session)):
         raise NotFound
     return json_response(Done(status="success"))
 
@@ -222,8 +225,8 @@ async def _user(request: web.Request) -> Managed:
     return user
 
 
-def _new_reset(request: web.Request) -> queries.Reset:
-    return queries.Reset(new_code(), request.app[CONFIG].accounts.reset_lifetime)
+def _new_reset(request: web.Request) -> access_queries.Reset:
+    return access_queries.Reset(new_code(), request.app[CONFIG].accounts.reset_lifetime)
 
 
 def _actor(request: web.Request, session: Session) -> Actor:

@@ -1,7 +1,4 @@
-"""Administration in SQL: one function, one statement, one round trip.
-
-Who acts is in each event: the administrator, or for a shell ``{"by": "operator"}``.
-"""
+"""Users in SQL, as operators see and change them: one function, one statement, one round trip."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -9,7 +6,9 @@ from typing import Any, NamedTuple
 
 from gatepost import strictjson
 from gatepost.accounts.profile import too_large
-from gatepost.admin.user import Actor, Managed
+from gatepost.admin.access_queries import Reset
+from gatepost.admin.actor import BY, NOTE, Actor
+from gatepost.admin.user import Managed
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, Problem, UsernameTaken
@@ -78,17 +77,6 @@ class NewUser(NamedTuple):
     profile: dict[str, Any]
 
 
-class Reset(NamedTuple):
-    """A password reset to start. ``lifetime`` in seconds."""
-
-    code: str
-    lifetime: int
-
-
-# Columns of an event that are the same for all of a statement, and what is in each `detail`.
-_BY = "CAST(:actor AS uuid), CAST(:ip AS inet), :user_agent"
-_NOTE = "jsonb_strip_nulls(jsonb_build_object('by', CAST(:by AS text)))"
-
 _CREATE = Statement(f"""
     WITH u AS (
         INSERT INTO gatepost.users (username, canonical, roles, profile)
@@ -103,9 +91,9 @@ _CREATE = Statement(f"""
         WHERE CAST(:code_hash AS bytea) IS NOT NULL RETURNING user_id, expires_at
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
-        SELECT 'user_created', id, {_BY},
-            {_NOTE} || CASE WHEN roles = '{{}}' THEN '{{}}' ELSE jsonb_build_object('roles', roles) END FROM u
-        UNION ALL SELECT 'authn_password_reset_started', user_id, {_BY}, {_NOTE} FROM reset
+        SELECT 'user_created', id, {BY},
+            {NOTE} || CASE WHEN roles = '{{}}' THEN '{{}}' ELSE jsonb_build_object('roles', roles) END FROM u
+        UNION ALL SELECT 'authn_password_reset_started', user_id, {BY}, {NOTE} FROM reset
     )
     SELECT u.id::text, u.username, u.canonical, u.roles, u.profile,
         EXISTS (SELECT FROM password), u.created_at, u.disabled_at, (SELECT expires_at FROM reset)
@@ -136,8 +124,9 @@ async def create(
             digest=password.digest if password else None,
             norm=password.norm if password else None,
             pepper=password.setting.pepper if password else None,
-            **_reset(reset),
-            **_acting(actor),
+            code_hash=hash_code(reset.code) if reset else None,
+            lifetime=reset.lifetime if reset else 0,
+            **actor.values(),
         )
     assert row is not None
     return Managed(*row[:-1]), row[-1]
@@ -181,7 +170,7 @@ _CHANGE = Statement(f"""
         DELETE FROM gatepost.password_resets r USING before b WHERE r.user_id = b.id AND b.disabling
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, actor_id, ip, user_agent, detail)
-        SELECT kind, user_id, handle, {_BY}, {_NOTE} || detail FROM (
+        SELECT kind, user_id, handle, {BY}, {NOTE} || detail FROM (
             SELECT 1 AS place, 'user_updated' AS kind, id AS user_id, CAST(NULL AS uuid) AS handle,
                 jsonb_build_object('changed', CAST(:changed AS text[])) AS detail
             FROM before WHERE CAST(:changed AS text[]) <> '{{}}'
@@ -213,7 +202,7 @@ async def change(connection: Connection, user_id: str, what: Change, actor: Acto
             roles=None if what.roles is None else list(what.roles),
             disabled=what.disabled,
             changed=changed,
-            **_acting(actor),
+            **actor.values(),
         )
     return Managed(*row) if row else None
 
@@ -227,9 +216,9 @@ _DELETE = Statement(f"""
         DELETE FROM gatepost.users WHERE id = :id RETURNING id
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, actor_id, ip, user_agent, detail)
-        SELECT 'user_deleted', id, CAST(NULL AS uuid), {_BY}, {_NOTE} FROM deleted
+        SELECT 'user_deleted', id, CAST(NULL AS uuid), {BY}, {NOTE} FROM deleted
         UNION ALL
-        SELECT 'session_revoked', user_id, handle, {_BY}, {_NOTE} || '{{"reason": "user_deleted"}}' FROM ended
+        SELECT 'session_revoked', user_id, handle, {BY}, {NOTE} || '{{"reason": "user_deleted"}}' FROM ended
     )
     SELECT id FROM deleted
 """)
@@ -238,66 +227,5 @@ _DELETE = Statement(f"""
 async def delete(connection: Connection, user_id: str, actor: Actor) -> bool:
     """Delete a user and all that hangs on it; the events stay. False when there is no such user. Raises LastAdmin."""
     with naming(_REFUSALS):
-        row = await _DELETE.first(connection, id=user_id, **_acting(actor))
+        row = await _DELETE.first(connection, id=user_id, **actor.values())
     return row is not None
-
-
-# FOR KEY SHARE: a user who is deleted meanwhile is not found, instead of violating the foreign key.
-_START_RESET = Statement(f"""
-    WITH started AS (
-        INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)
-        SELECT id, :code_hash, clock_timestamp() + make_interval(secs => :lifetime)
-        FROM (SELECT id FROM gatepost.users WHERE id = :id FOR KEY SHARE) AS u
-        ON CONFLICT (user_id) DO UPDATE
-        SET code_hash = excluded.code_hash, created_at = clock_timestamp(), expires_at = excluded.expires_at
-        RETURNING user_id, expires_at
-    ), recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
-        SELECT 'authn_password_reset_started', user_id, {_BY}, {_NOTE} FROM started
-    )
-    SELECT expires_at FROM started
-""")
-
-
-async def start_reset(connection: Connection, user_id: str, reset: Reset, actor: Actor) -> datetime | None:
-    """Let a user choose a new password with this code, in place of an earlier one; until when it counts.
-
-    Neither the password nor any session ends. None when there is no such user.
-    """
-    row = await _START_RESET.first(connection, id=user_id, **_reset(reset), **_acting(actor))
-    return row[0] if row else None
-
-
-_UNLOCK = Statement(f"""
-    WITH u AS (
-        SELECT id FROM gatepost.users WHERE id = :id
-    ), freed AS (
-        DELETE FROM gatepost.throttles WHERE key IN (
-            SELECT t.key
-            FROM u, unnest(CAST(:firsts AS bytea[]), CAST(:lasts AS bytea[])) AS w (first, last)
-                JOIN gatepost.throttles t ON t.key BETWEEN w.first AND w.last
-            ORDER BY t.key FOR UPDATE OF t)
-    ), recorded AS (
-        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
-        SELECT 'authn_login_unlock', id, {_BY}, {_NOTE} FROM u
-    )
-    SELECT id FROM u
-""")
-
-
-async def unlock(connection: Connection, user_id: str, ranges: Sequence[tuple[bytes, bytes]], actor: Actor) -> bool:
-    """Fill the throttles of a user again, by their keys (`Throttle.of_account`). False when there is no such user."""
-    firsts, lasts = zip(*ranges, strict=True)
-    row = await _UNLOCK.first(connection, id=user_id, firsts=list(firsts), lasts=list(lasts), **_acting(actor))
-    return row is not None
-
-
-def _reset(reset: Reset | None) -> dict[str, Any]:
-    return {
-        "code_hash": hash_code(reset.code) if reset else None,
-        "lifetime": reset.lifetime if reset else 0,
-    }
-
-
-def _acting(actor: Actor) -> dict[str, Any]:
-    return {"actor": actor.id, "ip": actor.ip, "user_agent": actor.user_agent, "by": actor.by}

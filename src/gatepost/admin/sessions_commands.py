@@ -2,9 +2,10 @@
 
 import typer
 
-from gatepost.admin import queries
+from gatepost.admin import access_queries
+from gatepost.admin.actor import OPERATOR
 from gatepost.admin.commands import NameArgument, find, unknown
-from gatepost.admin.user import OPERATOR, Managed
+from gatepost.admin.user import Managed
 from gatepost.config import Config
 from gatepost.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.db import Database
@@ -63,7 +64,7 @@ def unlock(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOpti
     async def work(database: Database) -> Managed:
         user = await find(database, name)
         ranges = (await Throttle.open(settings.throttle, database)).of_account(user.canonical, user.id)
-        if not await database.write(queries.unlock, user.id, ranges, OPERATOR):
+        if not await database.write(access_queries.unlock, user.id, ranges, OPERATOR):
             raise unknown(name)
         return user
 

@@ -53,18 +53,6 @@ class Managed(NamedTuple):
         }
 
 
-class Actor(NamedTuple):
-    """Who changes something, for the event. From a shell there is no user to name: ``by`` says so instead."""
-
-    id: str | None
-    ip: str | None
-    user_agent: str | None
-    by: str | None = None
-
-
-OPERATOR = Actor(None, None, None, by="operator")
-
-
 def canonical_prefix(text: str) -> str:
     """How the canonical names begin that this is typed for.
 

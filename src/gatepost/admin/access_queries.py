@@ -1,0 +1,68 @@
+"""Whether a user gets in, in SQL: a password reset to start, attempts to give back."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from gatepost.admin.actor import BY, NOTE, Actor
+from gatepost.db import Connection, Statement
+from gatepost.recovery.queries import hash_code
+
+
+class Reset(NamedTuple):
+    """A password reset to start. ``lifetime`` in seconds."""
+
+    code: str
+    lifetime: int
+
+
+# FOR KEY SHARE: a user who is deleted meanwhile is not found, instead of violating the foreign key.
+_START_RESET = Statement(f"""
+    WITH started AS (
+        INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)
+        SELECT id, :code_hash, clock_timestamp() + make_interval(secs => :lifetime)
+        FROM (SELECT id FROM gatepost.users WHERE id = :id FOR KEY SHARE) AS u
+        ON CONFLICT (user_id) DO UPDATE
+        SET code_hash = excluded.code_hash, created_at = clock_timestamp(), expires_at = excluded.expires_at
+        RETURNING user_id, expires_at
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'authn_password_reset_started', user_id, {BY}, {NOTE} FROM started
+    )
+    SELECT expires_at FROM started
+""")
+
+
+async def start_reset(connection: Connection, user_id: str, reset: Reset, actor: Actor) -> datetime | None:
+    """Let a user choose a new password with this code, in place of an earlier one; until when it counts.
+
+    Neither the password nor any session ends. None when there is no such user.
+    """
+    row = await _START_RESET.first(
+        connection, id=user_id, code_hash=hash_code(reset.code), lifetime=reset.lifetime, **actor.values()
+    )
+    return row[0] if row else None
+
+
+_UNLOCK = Statement(f"""
+    WITH u AS (
+        SELECT id FROM gatepost.users WHERE id = :id
+    ), freed AS (
+        DELETE FROM gatepost.throttles WHERE key IN (
+            SELECT t.key
+            FROM u, unnest(CAST(:firsts AS bytea[]), CAST(:lasts AS bytea[])) AS w (first, last)
+                JOIN gatepost.throttles t ON t.key BETWEEN w.first AND w.last
+            ORDER BY t.key FOR UPDATE OF t)
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'authn_login_unlock', id, {BY}, {NOTE} FROM u
+    )
+    SELECT id FROM u
+""")
+
+
+async def unlock(connection: Connection, user_id: str, ranges: Sequence[tuple[bytes, bytes]], actor: Actor) -> bool:
+    """Fill the throttles of a user again, by their keys (`Throttle.of_account`). False when there is no such user."""
+    firsts, lasts = zip(*ranges, strict=True)
+    row = await _UNLOCK.first(connection, id=user_id, firsts=list(firsts), lasts=list(lasts), **actor.values())
+    return row is not None
