@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
+# The tests of what rests on aiohttp's private parts.
+COMPAT := ways_in wire stopping bad_input http
+
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check format bench timing wheel clean
+.PHONY: help run dev test faults check compat format bench timing wheel clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +31,14 @@ check: $(VENV)/developer ## The gate: formatting, lint, types, layers.
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+compat: $(VENV)/developer ## Try the newest aiohttp: whether its upper bound in pyproject.toml may be raised.
+	@$(PYTHON) -m venv --clear $(VENV)/compat
+	@$(VENV)/compat/bin/python -m pip install --quiet 'pip>=25.1'
+	@$(VENV)/compat/bin/python -m pip install --quiet --editable '.[embedded]' --group dev
+	@$(VENV)/compat/bin/python -m pip install --quiet --upgrade --pre aiohttp
+	@$(VENV)/compat/bin/python -m pip show aiohttp | head -2
+	@$(VENV)/compat/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(COMPAT))) $(ARGS)
 
 format: $(VENV)/developer ## Format the code.
 	@$(BIN)/ruff check --fix .

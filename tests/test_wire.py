@@ -180,13 +180,13 @@ async def test_headers_and_bodies_in_pieces_are_served_and_nothing_is_due_betwee
         for _ in range(2):
             received.clear()
             for number, piece in enumerate(pieces, 1):
-                assert number == 1 or connection._receive_by < wire._NEVER
+                assert number == 1 or connection._due < wire._NEVER
                 writer.write(piece)
                 await eventually(lambda number=number: len(received) == number)  # type: ignore[misc]
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(OK)
             await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
-            assert connection._receive_by == wire._NEVER
+            assert connection._due == wire._NEVER
         assert await ask(reader, writer) == OK
 
 
@@ -216,15 +216,15 @@ async def test_the_time_for_the_first_headers_begins_with_the_connection_and_not
     async with connected(client) as (reader, writer):
         await eventually(lambda: bool(server_of(client).admission.members))
         (connection,) = server_of(client).admission.members
-        due = connection._receive_by
+        due = connection._due
         writer.write(slow_clients.BEGUN)
-        await eventually(lambda: connection._receiving == "")
-        assert connection._receive_by == due
+        await eventually(lambda: not connection._silent)
+        assert connection._due == due
         writer.write(b"x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.write(slow_clients.BEGUN)
-        await eventually(lambda: connection._receiving == "")
-        assert due - 60.0 * wire._SPREAD < connection._receive_by < wire._NEVER
+        await eventually(lambda: connection._due < wire._NEVER)
+        assert due - 60.0 * wire._SPREAD < connection._due
 
 
 async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:

@@ -1,12 +1,14 @@
 """The wire: how long a client may take, and answers to what is no HTTP.
 
-aiohttp has a deadline for idle connections only. Here each connection has one timer, armed while something is
-unfinished and at no other time: a request that arrives whole, as nearly all do, costs two assignments more.
+aiohttp has a deadline for idle connections only. Here each connection has one timer more, armed while something is
+unfinished. A request may come out of the parser when bytes arrive, when an answer ends or when reading goes on, so it
+is not looked for in any of these places: the queue that all of them fill says what is put into it.
 """
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from aiohttp import web
@@ -38,17 +40,34 @@ _STILL_COME = 0.8
 _LOOK = 0.05  # seconds between two looks whether they have
 
 
+class _Messages(deque[Any]):
+    """aiohttp's queue of requests to be answered; ``told`` hears of each that is put into it."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, told: Callable[[Any, StreamReader], None]) -> None:
+        super().__init__()
+        self._told = told
+
+    def append(self, entry: Any) -> None:
+        super().append(entry)
+        self._told(*entry)
+
+
 class Connection(RequestHandler):
     """One client's connection. Whatever the client has begun must be finished in time."""
 
     __slots__ = (
         "_admission",
+        "_body",
+        "_body_by",
         "_chunked_left",
         "_config",
+        "_headers_by",
+        "_headers_of",
         "_pipe",
-        "_receive_by",
-        "_receiving",
         "_send_by",
+        "_silent",
         "_timer",
         "address",
         "ended",
@@ -63,9 +82,14 @@ class Connection(RequestHandler):
         self._config = config
         self._pipe: asyncio.Transport | None = None  # aiohttp lets go of its own before it is closed
         self._timer: asyncio.TimerHandle | None = None
-        self._send_by = self._receive_by = _NEVER
-        # What is on its way and not whole: a body, or headers ("").
-        self._receiving: StreamReader | str | None = None
+        self._send_by = _NEVER
+        self._messages = _Messages(self._queued)
+        # The body of the request that came last, the only one that may be on its way: it has a deadline meanwhile.
+        self._body: StreamReader = EMPTY_PAYLOAD
+        self._body_by = _NEVER
+        # When headers must be whole, and how many requests had come before them: once one more has come, they are.
+        self._headers_by, self._headers_of = _NEVER, 0
+        self._silent = True  # nothing has come at all
         self._chunked_left = _NEVER
         self.address: bytes | None = None
         self.waiting: asyncio.Task[Any] | None = None
@@ -87,7 +111,7 @@ class Connection(RequestHandler):
         self._read_slowly(False)
         # Tell us whenever something is left unsent, not only 64 KB.
         self._pipe.set_write_buffer_limits(high=0)
-        self._allow(self._config.header_timeout)
+        self._headers_by = self._allow(self._config.header_timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The client has gone."""
@@ -102,7 +126,7 @@ class Connection(RequestHandler):
     @property
     def is_waiting(self) -> bool:
         """Whether it is the client's turn: nothing is asked, or not all of it is here."""
-        return isinstance(self._receiving, StreamReader) or self._is_idle
+        return self._is_idle or not (self._body.is_eof() or self._messages)
 
     @property
     def waiting_since(self) -> float:
@@ -121,7 +145,7 @@ class Connection(RequestHandler):
     @property
     def is_receiving(self) -> bool:
         """Whether the body of a request that is not answered yet is on its way."""
-        return isinstance(self._receiving, StreamReader) and not self._is_answered
+        return not self._body.is_eof() and not self._is_answered
 
     @property
     def _is_answered(self) -> bool:
@@ -133,34 +157,42 @@ class Connection(RequestHandler):
         began = self._loop.time()
         while self.is_receiving and self._loop.time() < began + _STILL_COME * timeout:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK)
-        if self.is_receiving:
-            self._give_up(RequestTimeout())
+        if not self._body.is_eof():
+            self._fail(RequestTimeout())
         await super().shutdown(max(began + timeout - self._loop.time(), 0))
 
     # ------------------------------------------------------------------------------------------ deadlines
 
+    def _queued(self, message: Any, body: StreamReader) -> None:
+        """A request is there, or an error of the parser; the body may still be on its way."""
+        if not self._body.is_eof():
+            self._messages.pop()  # only an error can follow a body that is not whole, and it is that request's answer
+            self._fail(_broke_off())
+            return
+        self._body = body
+        if body.is_eof():
+            return
+        self._read_slowly(getattr(message, "chunked", False))
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout + _PATIENCE
+        self._body_by = self._allow(self._config.body_timeout)
+        if self.ended:
+            self._fail(_broke_off())
+
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, and note what is still missing."""
+        """Feed the parser. Bytes of which no request came, and which are of no body, begin one."""
+        requests, begin = self._request_count, self._body.is_eof()
         super().data_received(data)
-        if self._messages:
-            message, body = self._messages[-1]
-            if body.is_eof():
-                self._receiving = None
-                self._receive_by = _NEVER
-            else:
-                self._read_slowly(getattr(message, "chunked", False))
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout + _PATIENCE
-                self._expect(body, self._config.body_timeout)
-        elif isinstance(self._receiving, StreamReader):
+        if not self._body.is_eof():
             self._chunked_left -= len(data)
-            if self._receiving.is_eof():
-                self._receiving = None
-                self._receive_by = _NEVER
-                self._read_slowly(False)
-            elif self._chunked_left < 0:
-                self.cut_off()  # answered long ago, and goes on
-        elif data and self._receiving is None:
-            self._expect("", self._config.header_timeout)
+            if self._chunked_left < 0:
+                self.cut_off()
+        elif self._chunked_left < _NEVER:
+            self._read_slowly(False)
+        if data:
+            self._silent = False
+            if begin and self._request_count == requests != self._headers_of:
+                self._headers_of = requests
+                self._headers_by = self._allow(self._config.header_timeout)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio's says so, aiohttp's is None
         """The client sends no more. What it has asked is answered first: it may still be there, and read.
@@ -170,40 +202,40 @@ class Connection(RequestHandler):
         self.ended = True
         if self.waiting is not None:
             return False
-        if isinstance(self._receiving, StreamReader):
-            self._give_up(BadRequest("The body broke off.", code="body_incomplete"))
-        elif self._receiving is not None:
-            self._give_up(BadRequest("The request broke off."))
-        elif self._messages:
-            message, body = self._messages[-1]
-            if isinstance(message, RawRequestMessage):  # else its answer closes the connection anyway
-                self._messages[-1] = (message._replace(should_close=True), body)
-        elif self._is_idle:
+        if not self._body.is_eof():
+            self._fail(_broke_off())
+        elif not self._is_idle:
+            self._close_behind()
+        elif self._silent or self._headers_of != self._request_count:
             return False
         else:
-            self.close()
+            self._refuse(BadRequest("The request broke off."))
         return True
+
+    def _close_behind(self) -> None:
+        """Let the answer to what has been asked so far be the last."""
+        if not self._messages:
+            self.close()
+            return
+        message, body = self._messages[-1]
+        if isinstance(message, RawRequestMessage):  # else its answer closes the connection anyway
+            self._messages[-1] = (message._replace(should_close=True), body)
 
     def _read_slowly(self, chunked: bool) -> None:
         self._chunked_left = MAX_CHUNKED if chunked else _NEVER
         self._pipe.max_size = _READ_CHUNKED if chunked else _READ  # type: ignore[union-attr] # asyncio's, unnamed
 
-    def _expect(self, receiving: StreamReader | str, seconds: float) -> None:
-        self._receiving = receiving
-        if receiving == "" and self._request_count == 0:
-            return  # the time for its first headers began with the connection
-        self._allow(seconds)
-
-    def _allow(self, seconds: float) -> None:
+    def _allow(self, seconds: float) -> float:
+        """The time at which so many seconds are over; `_look` is called by then."""
         # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
-        self._receive_by = self._loop.time() + jitter(seconds, 1 - _SPREAD, 1)
-        self._arm(self._receive_by)
+        due = self._loop.time() + jitter(seconds, 1 - _SPREAD, 1)
+        self._arm(due)
+        return due
 
     def pause_writing(self) -> None:
         """The client does not take its answer as fast as we send."""
         super().pause_writing()
-        self._send_by = self._loop.time() + self._config.body_timeout
-        self._arm(self._send_by)
+        self._send_by = self._allow(self._config.body_timeout)
         self._admission.wait(self)
 
     def resume_writing(self) -> None:
@@ -225,33 +257,45 @@ class Connection(RequestHandler):
             self._timer.cancel()
         self._timer = self._loop.call_at(due, self._look)
 
+    @property
+    def _due(self) -> float:
+        """When the first of what is unfinished must be finished."""
+        body_by = _NEVER if self._body.is_eof() else self._body_by
+        headers_by = self._headers_by if self._headers_of == self._request_count else _NEVER
+        return min(self._send_by, body_by, headers_by)
+
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
         if self._send_by <= now:
             self.cut_off()
-        elif self._receive_by <= now:
-            self._give_up(RequestTimeout())
-        if (due := min(self._send_by, self._receive_by)) < _NEVER and self._pipe is not None and now < due:
-            self._arm(due)
+            return
+        if self._due <= now:
+            if not self._body.is_eof():
+                self._fail(RequestTimeout())
+            elif not self._is_idle:  # the headers are behind a request that we have not answered yet
+                self._headers_by = now + self._config.header_timeout
+            elif self._silent:
+                self._headers_of = -1
+                self.force_close()  # nothing to answer
+            else:
+                self._refuse(RequestTimeout())
+        if self._due < _NEVER:
+            self._arm(self._due)
 
-    def _give_up(self, problem: Problem) -> None:
-        """What the client has begun does not come; ``problem`` is what it is told."""
-        self._receive_by = _NEVER
-        receiving = self._receiving
-        if isinstance(receiving, StreamReader):
-            if not self._is_answered:
-                receiving.set_exception(problem)  # to the handler, which is reading
-            self.close()
-            receiving.feed_eof()
-        elif receiving is None:
-            self.force_close()  # nothing came at all: nothing to answer
-        elif self._is_idle:
-            self._messages.append((_ErrInfo(problem.status, problem, ""), EMPTY_PAYLOAD))
-            if self._waiter is not None:
-                self._waiter.set_result(None)
-        else:
-            self.close()  # the beginning of another request, behind the one that is being answered
+    def _fail(self, problem: Problem) -> None:
+        """The body of a request does not come; ``problem`` is what its handler is told that reads it."""
+        if not self._is_answered:
+            self._body.set_exception(problem)
+        self._close_behind()
+        self._body.feed_eof()
+
+    def _refuse(self, problem: Problem) -> None:
+        """The headers of a request do not come; ``problem`` is the answer."""
+        self._headers_of = -1
+        self._messages.append((_ErrInfo(problem.status, problem, ""), EMPTY_PAYLOAD))
+        if self._waiter is not None:
+            self._waiter.set_result(None)
 
     # -------------------------------------------------------------------------------------------- errors
 
@@ -276,6 +320,10 @@ class Connection(RequestHandler):
         add_common_headers(request, response)
         response.force_close()
         return response
+
+
+def _broke_off() -> BadRequest:
+    return BadRequest("The body broke off.", code="body_incomplete")
 
 
 async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
