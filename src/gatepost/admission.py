@@ -1,9 +1,9 @@
-"""How many connections there may be, in all and from one address; and how many answers that nobody takes."""
+"""How many connections there may be, in all and from one address; and how much of answers that nobody takes."""
 
 import contextlib
 import math
 import resource
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from gatepost.addresses import Network, peer, within
@@ -15,8 +15,10 @@ OPERATOR_CONNECTIONS = 100
 # Open files that are no client's connection: the operators', ours, and those just accepted and about to be closed
 # (asyncio takes 128 in one go, and closes them two turns of its loop later).
 SPARE_DESCRIPTORS = 512 + OPERATOR_CONNECTIONS
-# Answers that may wait at once for clients to take them: the largest hold 100 KB each (measured).
+# Answers that may wait at once for clients to take them, and their bytes: of all clients, and of one address.
 MAX_UNTAKEN = 256
+MAX_UNTAKEN_BYTES = 32 << 20
+MAX_UNTAKEN_BYTES_PER_ADDRESS = 4 << 20
 # At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
 _ROOM = 16
 
@@ -46,6 +48,13 @@ def admissible(config: Config) -> int:
 
 class Member(Protocol):
     """A connection, as far as it matters here."""
+
+    address: bytes | None
+    """As `network` has it."""
+
+    @property
+    def untaken(self) -> int:
+        """Bytes of its answers that the client has not taken."""
 
     @property
     def is_waiting(self) -> bool:
@@ -139,10 +148,20 @@ class Admission(Generic[T]):
                 del self._of_address[address]
 
     def wait(self, member: T) -> None:
-        """An answer begins to wait; where too many do, the client that has had most time is cut off."""
+        """An answer begins to wait; where too much does, the clients that have had most time are cut off."""
         self.untaken[member] = None
-        if len(self.untaken) > MAX_UNTAKEN:
-            longest = next(iter(self.untaken))
+        if member.address is not None:
+            of_one = [each for each in self.untaken if each.address == member.address]
+            self._cut_off(of_one, MAX_UNTAKEN_BYTES_PER_ADDRESS)
+        self._cut_off(list(self.untaken), MAX_UNTAKEN_BYTES)
+
+    def _cut_off(self, waiting: Sequence[T], most: int) -> None:
+        """End those that wait longest until ``MAX_UNTAKEN`` are left, with ``most`` bytes."""
+        total = sum(each.untaken for each in waiting)
+        for left, longest in zip(range(len(waiting), 0, -1), waiting, strict=True):
+            if left <= MAX_UNTAKEN and total <= most:
+                return
+            total -= longest.untaken
             del self.untaken[longest]
             longest.cut_off()
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from gatepost.accounts import export_handlers as account_export
 from gatepost.accounts import handlers as accounts
 from gatepost.admin import events_handlers as admin_events
 from gatepost.admin import handlers as admin
@@ -16,6 +17,7 @@ PUBLIC_ROUTES = [
     *sessions.routes,
     *own_sessions.routes,
     *accounts.routes,
+    *account_export.routes,
     *recovery.routes,
     *forward_auth.routes,
     *ops.routes,

@@ -92,11 +92,12 @@ def problems(observer: Observer) -> Middleware:
             if strictjson.BAD_CHARACTER.search(request.path):
                 raise NotFound  # nothing has such a name, and Postgres must not be asked
             response = await handler(request)
-        except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
-            return refuse(request, error, began)
-        except asyncio.CancelledError:  # it may have cost an attempt at a password, so it is not passed over
+        # Its caller has gone. It may have cost an attempt at a password, so it is not passed over.
+        except (asyncio.CancelledError, ConnectionError):
             observer.saw(request, web.Response(status=ABANDONED), time.perf_counter() - began)
             raise
+        except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
+            return refuse(request, error, began)
         observer.saw(request, response, time.perf_counter() - began)
         return response
 
@@ -105,6 +106,8 @@ def problems(observer: Observer) -> Middleware:
         problem = _problem(error)
         response = render(problem)
         observer.saw(request, response, time.perf_counter() - began, problem)
+        if request.writer.output_size > 0:  # an answer in pieces: that it breaks off is all its client can be told
+            raise ConnectionError("an answer has begun already")
         return response
 
     return middleware

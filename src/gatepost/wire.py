@@ -129,6 +129,11 @@ class Connection(RequestHandler):
         return self._is_idle or not (self._body.is_eof() or self._messages)
 
     @property
+    def untaken(self) -> int:
+        """Bytes of answers that the client has not taken."""
+        return self._pipe.get_write_buffer_size() if self._pipe is not None else 0
+
+    @property
     def waiting_since(self) -> float:
         """A time that grows with that of its last answer or its beginning; for one that sends a body, with when it
         should have sent it.
@@ -307,6 +312,8 @@ class Connection(RequestHandler):
         message: str | None = None,  # noqa: ARG002 (it quotes what was sent)
     ) -> web.StreamResponse:
         """Answer, in our own shape, what never became a request, and close."""
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionError("nobody is there, or an answer has begun already")
         if isinstance(exc, HttpProcessingError):
             problem: Problem = BadRequest()
         elif isinstance(exc, Problem):
@@ -314,8 +321,6 @@ class Connection(RequestHandler):
         else:
             self.log_exception("Error handling request", exc_info=exc)
             problem = Problem("Something went wrong on our side.")
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already")
         response = render(problem)
         add_common_headers(request, response)
         response.force_close()

@@ -226,16 +226,6 @@ async def _checked(request: web.Request, session: Session, password: str) -> Asy
         yield password_queries.Current(setting, digest, taken)
 
 
-@operation(dict[str, Any])
-@guarded
-async def export(request: web.Request, session: Session) -> web.Response:
-    """Everything held about me, as one JSON document."""
-    document = await request.app[DATABASE].read(queries.export, session.user_id)
-    if document is None:
-        raise Unauthorized
-    return web.Response(text=document, content_type="application/json")
-
-
 def _origin(request: web.Request, session: Session) -> queries.Origin:
     return queries.Origin(session.handle, client_ip(request), user_agent(request))
 
@@ -246,5 +236,4 @@ routes = [
     web.patch("/account", change),
     web.delete("/account", delete),
     web.put("/account/password", change_password),
-    web.get("/account/export", export),
 ]

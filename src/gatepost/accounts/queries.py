@@ -134,38 +134,3 @@ async def update(
             changed=changed,
             **origin._asdict(),
         )
-
-
-_EXPORT = Statement("""
-    SELECT json_build_object(
-        'user', (SELECT json_build_object('id', u.id, 'username', u.username, 'canonical', u.canonical,
-            'roles', u.roles, 'profile', u.profile, 'created_at', u.created_at)),
-        'password', (SELECT json_build_object('changed_at', p.changed_at)
-            FROM gatepost.passwords p WHERE p.user_id = u.id),
-        'password_reset', (SELECT json_build_object('created_at', r.created_at, 'expires_at', r.expires_at)
-            FROM gatepost.password_resets r WHERE r.user_id = u.id),
-        'sessions', (SELECT coalesce(json_agg(json_build_object('handle', s.handle, 'created_at', s.created_at,
-            'last_seen_at', s.last_seen_at, 'expires_at', s.expires_at, 'ip', host(s.ip),
-            'user_agent', s.user_agent) ORDER BY s.created_at), '[]')
-            FROM gatepost.sessions s WHERE s.user_id = u.id),
-        'known_places', (SELECT coalesce(json_agg(json_build_object('seen_at', k.seen_at) ORDER BY k.seen_at), '[]')
-            FROM gatepost.known_places k WHERE k.user_id = u.id),
-        'events', (SELECT coalesce(json_agg(json_build_object('at', e.at, 'kind', e.kind,
-            'session_handle', e.session_handle, 'ip', CASE WHEN e.mine THEN host(e.ip) END,
-            'user_agent', CASE WHEN e.mine THEN e.user_agent END, 'detail', e.detail) ORDER BY e.id), '[]')
-            FROM (SELECT *, coalesce(actor_id, user_id) = user_id AS mine FROM gatepost.events) e
-            WHERE e.user_id = u.id),
-        'events_as_administrator', (SELECT coalesce(json_agg(json_build_object('at', a.at, 'kind', a.kind,
-            'ip', host(a.ip), 'user_agent', a.user_agent) ORDER BY a.id), '[]')
-            FROM gatepost.events a WHERE a.actor_id = u.id AND a.user_id IS DISTINCT FROM u.id)
-    )::text FROM gatepost.users u WHERE u.id = :id
-""")
-
-
-async def export(connection: Connection, user_id: str) -> str | None:
-    """Everything held about a user but secrets, as one JSON document.
-
-    Where an administrator sits is about the administrator, and on whom they acted about that user.
-    """
-    row = await _EXPORT.first(connection, id=user_id)
-    return row[0] if row else None
