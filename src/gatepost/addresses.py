@@ -7,6 +7,9 @@ from typing import TypeAlias
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# Proxies that may stand one behind the other.
+MAX_PROXIES = 32
+
 
 def parse(text: str) -> Address | None:
     """An address as sockets and ``X-Forwarded-For`` write it: bare, with a port, in brackets. None for all else.
@@ -48,10 +51,11 @@ def client(peer: Address, forwarded: Sequence[str], trusted: Collection[Network]
 
     Each proxy adds on the right the address that it saw, so the list is believed from the right for as long as
     trusted proxies wrote it: the first that is none is the client, and what stands left of it is the client's own
-    invention. Something that is no address ends the walk at the last one that was.
+    invention. Something that is no address ends the walk at the last one that was, and so do ``MAX_PROXIES``: a
+    client may send a megabyte of inventions.
     """
     believed = peer
-    entries = [entry for header in forwarded for entry in header.split(",")]
+    entries = ",".join(forwarded[-MAX_PROXIES:]).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]
     while entries and within(believed, trusted):
         found = parse(entries.pop())
         if found is None:

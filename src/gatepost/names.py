@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from precis_i18n import get_profile
+from gatepost.precis import Profile
 
 MAX_LENGTH = 128
 
@@ -10,8 +10,8 @@ MAX_LENGTH = 128
 ROLE = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
 MAX_ROLES = 32
 
-_mapped = get_profile("UsernameCaseMapped")
-_preserved = get_profile("UsernameCasePreserved")
+_mapped = Profile("UsernameCaseMapped")
+_preserved = Profile("UsernameCasePreserved")
 
 
 class InvalidName(ValueError):
@@ -32,7 +32,7 @@ def display(name: str) -> str:
     return _enforce(_preserved, name)
 
 
-def _enforce(profile: object, name: str) -> str:
+def _enforce(profile: Profile, name: str) -> str:
     if not name:
         raise InvalidName("must not be empty")
     if len(name) > MAX_LENGTH:
@@ -43,7 +43,7 @@ def _enforce(profile: object, name: str) -> str:
     # RFC 8264 §7: applying the rules may need repeating until nothing changes, and is given up after a few times.
     for _ in range(4):
         try:
-            enforced: str = profile.enforce(name)  # type: ignore[attr-defined]
+            enforced = profile.enforce(name)
         except UnicodeEncodeError as error:
             raise InvalidName(_why(error)) from None
         if len(enforced) > MAX_LENGTH:  # some characters come apart

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from precis_i18n import get_profile
+from gatepost.precis import Profile
 
 # How the password is prepared: RFC 8265 OpaqueString. Kept with the digest, so that it can change one day.
 NORM = "opaque"
@@ -12,7 +12,7 @@ RAW = "raw"
 # the greatest length cannot be a password, and are not worth the time of preparing.
 SPREAD = 3
 
-_opaque = get_profile("OpaqueString")
+_opaque = Profile("OpaqueString")
 
 
 class InvalidPassword(ValueError):
@@ -24,7 +24,7 @@ def prepare(password: str) -> bytes:
     if password.isascii() and password.isprintable() and password:
         return password.encode()  # the profile changes nothing here, and costs 0.3 ms a 1,000 characters
     try:
-        return str(_opaque.enforce(password)).encode()
+        return _opaque.enforce(password).encode()
     except UnicodeEncodeError as error:
         reason = error.reason.removeprefix("DISALLOWED/").replace("_", " ")
         raise InvalidPassword(f"has a character that a password cannot have ({reason})") from None

@@ -1,0 +1,209 @@
+"""What the event loop does for a request before any throttle: none of it grows faster than what was sent.
+
+Work is counted in calls, which are the same on every machine. What happens within one call of C is not seen by that
+count; there the processor's time of the best of several runs is far below the bound, or the work is quadratic.
+"""
+
+import ipaddress
+import json
+import random
+import sys
+import time
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from hypothesis import given, settings, target
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+from precis_i18n import get_profile
+from yarl import URL
+
+from gatepost import addresses, strictjson, tokens, web
+from gatepost.accounts import policy, profile
+from gatepost.admin import cursor
+from gatepost.admin.handlers import Page
+from gatepost.config import Config, PasswordsConfig
+from gatepost.credentials import prepare
+from gatepost.errors import Problem
+from gatepost.names import canonical
+from gatepost.precis import MAX_MARKS, Profile
+
+MAX = web.MAX_BODY
+# Calls in 20 ms, at 200 ns each on a slow machine.
+MAX_CALLS = 100_000
+SECONDS = 0.02
+
+
+def attempt(function: Callable[[str], object], text: str) -> object:
+    try:
+        return function(text)
+    except (ValueError, Problem) as refused:
+        return type(refused)
+
+
+def calls(function: Callable[[str], object], text: str) -> int:
+    """How many calls, of Python and of C, it takes."""
+    count = 0
+
+    def note(_frame: object, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    attempt(function, text)  # what is remembered for ever is not counted
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        attempt(function, text)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def seconds(function: Callable[[str], object], text: str) -> float:
+    """The processor's time, of the best run."""
+    best = float("inf")
+    for _ in range(7):
+        began = time.thread_time()
+        attempt(function, text)
+        best = min(best, time.thread_time() - began)
+        if best < SECONDS / 4:
+            break
+    return best
+
+
+def request(headers: Any = (), path: str = "/") -> Any:
+    config = Config()
+    return make_mocked_request("GET", path, headers=CIMultiDict(headers), app={web.CONFIG: config})
+
+
+def cookies(text: str) -> object:
+    return tokens._session_cookie(request([("Cookie", text)] * 128), "localhost")
+
+
+def forwarded(text: str) -> object:
+    trusted = [ipaddress.ip_network("0.0.0.0/0")]
+    return addresses.client(ipaddress.ip_address("10.0.0.1"), [text] * 128, trusted)
+
+
+def patched(text: str) -> object:
+    value = strictjson.decode(text.encode("utf-8", "replace"))
+    return profile.patched(value, value) if isinstance(value, dict) else value
+
+
+def registration(text: str) -> object:
+    return policy.judge(text, text, PasswordsConfig())
+
+
+def query(text: str) -> object:
+    made = request()
+    made._rel_url = URL.build(path="/", query_string=text.encode("ascii", "ignore").decode(), encoded=True)
+    return web.read_query(made, Page)
+
+
+SUBJECTS: dict[str, Callable[[str], object]] = {
+    "a password": prepare,
+    "a name": canonical,
+    "a registration": registration,
+    "JSON": lambda text: strictjson.decode(text.encode("utf-8", "replace")),
+    "a merge patch": patched,
+    "cookies": cookies,
+    "X-Forwarded-For": forwarded,
+    "a cursor": cursor.name,
+    "a query": query,
+}
+
+# Each is repeated until it fills what may be sent.
+PIECES = [
+    *(chr(next(c for c in range(0xA0, 0x110000) if unicodedata.category(chr(c)) == category)) for category in
+      ("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po",
+       "Sm", "Sc", "Sk", "So", "Zs", "Cf", "Cn", "Co")),
+    "\u30fb", "\u0660", "\u06f0", "\u0628\u200c", "\u094d\u200d", "l\u00b7", "\u0375\u03b1", "\u05d0\u05f3",
+    "a\u0301", "\u0315\u0300", "\u0344", "\ufdfa", "\u0958", "\u0130", "\u1fa7", "\U0001d15e", "\u1100\u1161\u11a8",
+    "\u05d0", "a", " ", "\t", ";", "session=;", "session;", "; session=x ", ",", "10.0.0.1,", "[::1],", "1,", "&",
+    "a=&",     "limit=1&", "%", '"', '\\"', "[", "{", '{"a":', '"a":1,', "1", "9e9,", "\\u0000", "A", "_", "=", "AQ",
+]  # fmt: skip
+WRAPPED = ["", '{"a":"', "[", '{"a":[']
+
+
+def filled(piece: str, size: int = MAX) -> str:
+    return piece * (size // len(piece.encode("utf-8", "surrogatepass")))
+
+
+def judge(name: str, text: str) -> None:
+    subject = SUBJECTS[name]
+    assert calls(subject, text) <= MAX_CALLS, (name, text[:20])
+    assert seconds(subject, text) < SECONDS, (name, text[:20])
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_the_worst_of_each_kind_of_character_is_prepared_in_bounded_work(name: str) -> None:
+    for piece in PIECES:
+        for wrap in WRAPPED:
+            text = wrap + filled(piece, MAX - len(wrap))
+            judge(name, text)
+            half = wrap + filled(piece, MAX // 2 - len(wrap))
+            assert calls(SUBJECTS[name], text) <= 2.5 * calls(SUBJECTS[name], half) + 200, (name, piece)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_no_text_that_a_search_finds_takes_more(name: str) -> None:
+    @settings(max_examples=60, derandomize=True, deadline=None, database=None)
+    @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_size=6))
+    def search(pieces: list[str]) -> None:
+        text = filled("".join(pieces) or "a")
+        cost = calls(SUBJECTS[name], text)
+        target(float(cost))
+        assert cost <= MAX_CALLS
+        assert seconds(SUBJECTS[name], text) < SECONDS
+
+    search()
+
+
+# --------------------------------------------------------------------------- the library's judgements, and ours
+
+
+CONTEXTUAL = (
+    "\u30fb\u30ab\u0660\u06f0\u200c\u200d\u0628\u064b\u094d\u0915\u00b7l\u0375\u03b1\u05f3\u05f4\u05d0aA \u3000"
+)
+OTHERS = "\u0301\u0378\ue000\u1100\uff76\u0130\u0345\u2126\u00df\u03c2"
+
+
+@pytest.mark.parametrize("name", ["UsernameCaseMapped", "UsernameCasePreserved", "OpaqueString"])
+def test_what_is_enforced_and_refused_is_what_the_library_does(name: str) -> None:
+    ours, theirs = Profile(name), get_profile(name)
+
+    def outcome(enforce: Callable[[str], str], text: str) -> object:
+        try:
+            return enforce(text)
+        except UnicodeEncodeError as error:
+            return error.encoding, error.object, error.start, error.end, error.reason
+
+    @settings(max_examples=1500, derandomize=True, deadline=None, database=None)
+    @given(st.text(st.sampled_from(CONTEXTUAL + OTHERS), max_size=9) | st.text(max_size=12))
+    def compare(text: str) -> None:
+        assert outcome(ours.enforce, text) == outcome(theirs.enforce, text)
+
+    compare()
+
+
+def test_every_code_point_by_itself_and_between_letters_is_judged_as_the_library_does() -> None:
+    ours, theirs = Profile("OpaqueString"), get_profile("OpaqueString")
+    for code in random.Random(8264).sample(range(0x110000), 5000) + list(range(0x3100)):
+        text = f"a{chr(code)}b"
+        assert attempt(ours.enforce, text) == attempt(theirs.enforce, text), hex(code)
+
+
+def test_more_marks_on_one_letter_than_any_language_has_are_refused_before_they_are_sorted() -> None:
+    assert canonical("a" + MAX_MARKS * "\u0323").startswith("\u1ea1")
+    with pytest.raises(ValueError, match="too many marks"):
+        canonical("a" + (MAX_MARKS + 1) * "\u0323")
+
+
+def test_a_profile_that_is_nested_is_merged_once_for_each_level() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(strictjson.MAX_DEPTH - 1):
+        deep = {"a": deep}
+    assert profile.patched(deep, deep) == json.loads(json.dumps(deep))
