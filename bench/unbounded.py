@@ -40,7 +40,10 @@ class App:
 
     def __init__(self, config: Config, database: Database, lookup: Lookup, credentials: Credentials) -> None:
         self._limits = config.sessions
-        self._throttle = Throttle(ThrottleConfig(account_burst=1_000_000), secrets.token_bytes(32))
+        self._throttle = Throttle(
+            ThrottleConfig(account_burst=1_000_000, activity_burst=1_000_000, activity_every=0.001),
+            secrets.token_bytes(32),
+        )
         self._database, self._lookup, self._credentials = database, lookup, credentials
 
     async def log_in(self, request: web.Request) -> web.Response:
@@ -52,7 +55,10 @@ class App:
         setting = stored or self._credentials.dummy(name)
         loop, secret = asyncio.get_running_loop(), str(given["password"]).encode()
         derived: Derived = await loop.run_in_executor(None, derive, parse(setting.phc), secret)
-        attempt = queries.Attempt(name, setting, derived.digest, hash_token(token), request.remote, None, None, taken)
+        activity = self._throttle.for_activity(name)
+        attempt = queries.Attempt(
+            name, setting, derived.digest, hash_token(token), activity, request.remote, None, None, taken
+        )
         limits = self._limits
         opened = await self._database.write(
             queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -870,6 +871,41 @@ async def test_of_transactions_that_cross_one_waits_and_is_refused(root: Caller,
     finally:
         first.close()
     assert (answer.status, answer.body["code"]) == (409, "last_admin")
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.parametrize(
+    "away",
+    [
+        "UPDATE gatepost.users SET roles = '{}' WHERE canonical = %s",
+        "UPDATE gatepost.users SET disabled_at = now() WHERE canonical = %s",
+        "DELETE FROM gatepost.users WHERE canonical = %s",
+    ],
+    ids=["demoted", "disabled", "deleted"],
+)
+@pytest.mark.parametrize("overlapping", [True, False])
+async def test_two_transactions_that_remove_each_other_leave_one_whatever_they_see(
+    root: Caller, client: Client, dsn: Dsn, isolation: str, away: str, overlapping: bool
+) -> None:
+    await an_admin(client, dsn, "other")
+    first, second = (psycopg2.connect(**dsn.parameters(dsn.hosts[0])) for _ in range(2))
+    with contextlib.closing(first), contextlib.closing(second):
+        for connection in (first, second):
+            connection.set_session(isolation_level=isolation)
+            connection.cursor().execute("SELECT count(*) FROM gatepost.users")  # a snapshot, where it is kept
+        first.cursor().execute(away, ["other"])
+        if not overlapping:
+            first.commit()
+        removing = asyncio.create_task(asyncio.to_thread(second.cursor().execute, away, ["root"]))
+        if overlapping:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            await eventually(lambda: rows(dsn, waiting) != [(0,)])
+            first.commit()
+        with pytest.raises(psycopg2.Error) as refused:
+            await removing
+        assert refused.value.pgcode in {"23514", "40001"}
+    admins = "SELECT canonical FROM gatepost.users WHERE roles @> '{admin}' AND disabled_at IS NULL"
+    assert rows(dsn, admins) == [("root",)]
 
 
 async def test_a_promotion_that_crosses_a_demotion_leaves_no_gap(root: Caller, client: Client, dsn: Dsn) -> None:

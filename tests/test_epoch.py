@@ -63,6 +63,9 @@ async def run(connection: Connection, sql: str) -> None:
     await cursor.execute(sql)
 
 
+ACTIVITY = Bucket(b"u".ljust(16), Limit("activity", 1000, 10))
+
+
 async def handle_of(world: World) -> str:
     return str(rows(world.dsn, "SELECT handle FROM gatepost.sessions ORDER BY created_at LIMIT 1")[0][0])
 
@@ -78,7 +81,7 @@ async def a_login(world: World, name: str = "login", password: str = PASSWORD) -
     async def open_session() -> None:
         setting = held["setting"]
         digest = await world.credentials.digest(setting, password)
-        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token(name)), None, None)
+        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token(name)), ACTIVITY, None, None)
         await run(connection, "BEGIN")
         with contextlib.suppress(sessions.SettingChanged):
             await sessions.open_session(connection, attempt, lifetime=1000, max_per_user=10)
@@ -190,7 +193,7 @@ async def a_world(database: Database, dsn: Dsn, credentials: Credentials) -> Asy
         setting = await database.read(setting_of_ada)
         assert setting is not None
         digest = await credentials.digest(setting, PASSWORD)
-        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.mine), None, None)
+        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.mine), ACTIVITY, None, None)
         assert await database.write(sessions.open_session, attempt, lifetime=1000, max_per_user=10)
         yield world
 

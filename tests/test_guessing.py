@@ -175,7 +175,8 @@ async def test_only_wrong_guesses_count(client: Client, dsn: Dsn) -> None:
     await register(client, "ada")
     for _ in range(25):
         await sign_in(client)
-    ahead = "SELECT substring(key FOR 1) FROM gatepost.throttles WHERE due > clock_timestamp()"
+    # But for what a user may do who knows the password.
+    ahead = "SELECT substring(key FOR 1) FROM gatepost.throttles WHERE due > now() AND NOT key BETWEEN 'u' AND 'v'"
     # The registration's too comes back, two minutes later.
     assert [bytes(kind) for (kind,) in rows(dsn, ahead)] in ([b"r"], []), "the registration only"
     assert [await guess(client, ip=HOME) for _ in range(11)] == [401] * 10 + [429]

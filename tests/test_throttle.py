@@ -147,7 +147,7 @@ def test_buckets_come_in_the_order_of_their_keys_and_a_login_takes_from_the_acco
 
 
 async def test_what_is_given_back_can_be_taken_again(database: Database) -> None:
-    taken = await database.read(throttle.take, [bucket("a"), bucket("b", Limit("b", 2, 600))])
+    _, taken = await database.read(throttle.take, [bucket("a"), bucket("b", Limit("b", 2, 600))])
     assert {b.key for b in taken.buckets} == {bucket("a").key, bucket("b").key}
     await database.write(throttle.give_back, {b.key: b.limit.every for b in taken.buckets})
     assert [await passes(database, bucket("a")) for _ in range(4)] == [True] * 3 + [False]
@@ -158,7 +158,7 @@ async def test_the_attempt_that_is_the_last_knows_it(database: Database) -> None
     for burst in (1, 2, 3):
         limit = HOUR._replace(burst=burst)
         of = [bucket(f"of {burst}", limit)]
-        exhausted = [(await database.read(throttle.take, of)).exhausted for _ in range(burst)]
+        exhausted = [(await database.read(throttle.take, of))[1].exhausted for _ in range(burst)]
         assert exhausted == [*[[]] * (burst - 1), [limit]]
 
 
@@ -327,7 +327,7 @@ async def test_charging_after_the_fact_tells_which_are_empty_and_for_how_long(da
 
 
 async def test_nothing_to_take_is_no_statement(database: Database) -> None:
-    assert await database.read(throttle.take, []) == Taken()
+    assert await database.read(throttle.take, []) == (None, Taken())
 
 
 async def test_a_bucket_that_is_refused_meanwhile_is_told_from_the_lock(database: Database, dsn: Dsn) -> None:
@@ -350,3 +350,21 @@ async def test_a_bucket_that_is_refused_meanwhile_is_told_from_the_lock(database
     assert '"once"' in refused.value.headers["RateLimit"]
     assert began - time.monotonic() <= refused.value.seconds - 3600 <= 0
     assert all([await passes(database, first) for _ in range(5)]), "what was taken from the other is given back"
+
+
+async def test_after_the_clock_was_set_back_a_bucket_counts_for_no_more_than_its_burst(
+    database: Database, dsn: Dsn
+) -> None:
+    quick = Limit("quick", 2, 0.05)
+    for limit in (quick, HOUR):
+        await passes(database, bucket(limit.name, limit))
+    later(dsn, -3600)
+    # Of three an hour apart it lacks two now, as if one more had been had.
+    assert [await passes(database, bucket("hour")) for _ in range(3)] == [True, False, False]
+    assert not await passes(database, bucket("quick", quick))
+    async with asyncio.timeout(60):
+        while not await passes(database, bucket("quick", quick)):
+            await asyncio.sleep(0.01)
+    later(dsn, -3600)
+    blocked = await database.write(throttle.charge, quick, {bucket("quick").key: 1})
+    assert blocked[bucket("quick").key] <= quick.every * quick.burst

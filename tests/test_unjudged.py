@@ -28,12 +28,12 @@ def unjudged(database: Database) -> Unjudged:
 
 
 async def take(database: Database, *names: str) -> Taken:
-    return await database.read(throttle.take, sorted(map(bucket, names)))
+    return (await database.read(throttle.take, sorted(map(bucket, names))))[1]
 
 
-async def end(unjudged: Unjudged, taken: Taken, outcome: Problem) -> None:
+async def end(unjudged: Unjudged, taken: Taken, outcome: BaseException) -> None:
     with pytest.raises(type(outcome)):
-        async with unjudged.given_back(taken):
+        async with unjudged._unless_judged(taken):
             raise outcome
 
 

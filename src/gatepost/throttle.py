@@ -61,6 +61,7 @@ class Throttle:
         self.rename = Limit("rename", config.rename_burst, config.rename_every)
         self.code = Limit("code", config.code_burst, config.code_every)
         self.lookup = Limit("lookup", config.lookup_burst, config.lookup_every)
+        self.activity = Limit("activity", config.activity_burst, config.activity_every)
         self.password = self.account._replace(name="password")
 
     @classmethod
@@ -92,7 +93,7 @@ class Throttle:
     def of_account(self, name: str, user_id: str) -> list[tuple[bytes, bytes]]:
         """What may stand in the way of a user: the first and the last key of each range."""
         account = self._hash("account", name)
-        of_user = [*self.for_password(user_id), *self.for_rename(user_id)]
+        of_user = [*self.for_password(user_id), *self.for_rename(user_id), self.for_activity(name)]
         keys = [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in of_user)]
         places = b"p" + account[:7]
         return [*((key, key) for key in keys), (places.ljust(KEY_BYTES, b"\0"), places.ljust(KEY_BYTES, b"\xff"))]
@@ -108,6 +109,10 @@ class Throttle:
     def for_rename(self, user_id: str) -> list[Bucket]:
         """That of new names for an account: each brings its own attempts at the password, and tells who is taken."""
         return [self._bucket(b"m", self.rename, user_id)]
+
+    def for_activity(self, name: str) -> Bucket:
+        """That of what a user may do, right passwords included: each leaves an event. ``name``: canonical."""
+        return self._bucket(b"u", self.activity, name)
 
     def for_code(self, place: str | None) -> list[Bucket]:
         """That of codes that are redeemed."""
@@ -127,9 +132,9 @@ class Throttle:
 
 # -------------------------------------------------------------------------------------------------- taking
 
-# A function in the database (migration 0004), because Postgres keeps its plans: as SQL from here, what it does took
+# A function in the database (migration 0007), because Postgres keeps its plans: as SQL from here, what it does took
 # 0.8 ms, and nearly all of that was planning (measured; 0.1 ms so).
-TAKE = "gatepost.take(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))"
+TAKE = "gatepost.take_2(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))"
 """For a statement that takes, with `parameters`; `judge` reads its columns, which come first."""
 
 _TAKE = Statement(f"SELECT * FROM {TAKE}")
@@ -152,7 +157,7 @@ class Taken(NamedTuple):
 
 
 def parameters(buckets: Sequence[Bucket]) -> dict[str, Any]:
-    """For a statement that calls ``gatepost.take``."""
+    """For a statement that calls ``gatepost.take_2``."""
     return {
         "keys": array(bucket.key for bucket in buckets),
         "bursts": array(bucket.limit.burst for bucket in buckets),
@@ -169,16 +174,18 @@ def judge(buckets: Sequence[Bucket], row: Sequence[Any]) -> tuple[Taken, Sequenc
     return Taken(of, [buckets[number - 1].limit for number in last or ()]), columns
 
 
-async def take(connection: Connection, buckets: Sequence[Bucket]) -> Taken:
+async def take(connection: Connection, buckets: Sequence[Bucket]) -> tuple[None, Taken]:
     """Take one from each bucket, which are in the order of their keys, or none at all. Raises TooManyAttempts.
+
+    As every query that takes, it is for `Unjudged.attempt` and nothing else, which gives back what nobody judges.
 
     May run twice (`Database.read`): what is taken in vain costs an attempt and nothing else.
     """
     if not buckets:
-        return Taken()
+        return None, Taken()
     row = await _TAKE.first(connection, **parameters(buckets))
     assert row is not None
-    return judge(buckets, row)[0]
+    return None, judge(buckets, row)[0]
 
 
 # -------------------------------------------------------------------------------------------- giving back

@@ -1,19 +1,26 @@
 """Attempts that come to no judgement: they are given back to the throttles.
 
-Or an overload, or a table that is locked for a while, would lock everybody out who tries again meanwhile.
+Or an overload, or a table that is locked for a while, would lock everybody out who tries again meanwhile; and so
+would hanging up before a password is hashed.
 """
 
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Concatenate, ParamSpec, TypeVar
 
 from gatepost import throttle
 from gatepost.background import BATCH
-from gatepost.db import Database
-from gatepost.errors import DatabaseUnavailable, InvalidBody, LastAdmin, Unavailable
+from gatepost.db import Connection, Database
+from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.throttle import Taken
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# How a judgement ends that is not in the caller's favour. Whatever else is raised has judged nothing.
+JUDGED = (Unauthorized, WrongPassword, InvalidCode, UsernameTaken)
 # Seconds between two rounds.
 INTERVAL = 1.0
 # Buckets that are remembered at once, in some 3 MB. What is taken from others is lost.
@@ -29,16 +36,30 @@ class Unjudged:
         """By bucket: for how many seconds it was moved on, and since when that is held."""
 
     @contextlib.asynccontextmanager
-    async def given_back(self, taken: Taken) -> AsyncIterator[None]:
-        """Give back what was taken if the block comes to no judgement.
+    async def attempt(
+        self,
+        query: Callable[Concatenate[Connection, P], Awaitable[tuple[T, Taken]]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> AsyncIterator[tuple[T, Taken]]:
+        """Run a query that takes from the throttles, and give that back if the block comes to no judgement.
 
-        And what the last administrator took, whose password was right: the statement that would have given it back
-        was undone as a whole.
+        The one way to take. No judgement is also a right password whose statement was undone as a whole, and a caller
+        who hung up before the hash had begun. Raises TooManyAttempts, DatabaseUnavailable.
         """
+        found, taken = await self._database.read(query, *args, **kwargs)
+        async with self._unless_judged(taken):
+            yield found, taken
+
+    @contextlib.asynccontextmanager
+    async def _unless_judged(self, taken: Taken) -> AsyncIterator[None]:
         try:
             yield
-        except (Unavailable, InvalidBody, LastAdmin) as problem:
-            if isinstance(problem, DatabaseUnavailable):  # the answer has waited already
+        except JUDGED:
+            raise
+        except BaseException as error:
+            # One that comes from the database has waited already, and who has hung up hears of nothing.
+            if not isinstance(error, Problem) or isinstance(error, DatabaseUnavailable):
                 self._hold(taken)
             elif taken.buckets:
                 try:

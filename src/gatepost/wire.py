@@ -332,7 +332,10 @@ def _broke_off() -> BadRequest:
 
 
 async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. When the caller hangs up, it is cancelled, and so is the request."""
+    """What ``work`` gives. When the caller hangs up, it is cancelled, and so is the request.
+
+    A hash that has begun is not: ``work`` gives its digest, and `has_left` tells.
+    """
     connection = request.protocol
     if not isinstance(connection, Connection):  # somebody else's runner
         return await work
@@ -344,3 +347,8 @@ async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) ->
         return await task
     finally:
         connection.waiting = None
+
+
+def has_left(request: web.Request) -> bool:
+    """Whether the caller has hung up."""
+    return isinstance(request.protocol, Connection) and request.protocol.ended

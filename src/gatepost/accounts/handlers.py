@@ -23,7 +23,6 @@ from gatepost.errors import (
     UsernameTaken,
     WrongPassword,
 )
-from gatepost.names import canonical
 from gatepost.operation import operation
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.queries import SettingChanged
@@ -66,12 +65,13 @@ async def register(request: web.Request) -> web.Response:
     asked = await read_body(request, Registration)
     username, compared = policy.judge(asked.username, asked.password, config.passwords)
     database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
-    taken = await database.read(take, throttle.for_registration(throttle.place_of(ip)))
-    async with request.app[UNJUDGED].given_back(taken):
+    async with request.app[UNJUDGED].attempt(take, throttle.for_registration(throttle.place_of(ip))):
         password = await while_connected(
             request, request.app[CREDENTIALS].create(asked.password, hashing_place(request))
         )
-    user = await database.write(queries.create, username, compared, password, ip=ip, user_agent=user_agent(request))
+        user = await database.write(
+            queries.create, username, compared, password, ip=ip, user_agent=user_agent(request)
+        )
     return json_response(Registered(user=user.public()), status=201)
 
 
@@ -117,9 +117,13 @@ async def change(request: web.Request, session: Session) -> web.Response:
     """Change my name or my profile (RFC 7396 merge patch)."""
     asked = await read_body(request, Change)
     name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
-    if name and name[1] != canonical(session.username):
-        await request.app[DATABASE].read(take, request.app[THROTTLE].for_rename(session.user_id))
-    async with request.app[DATABASE].transaction() as connection:
+    buckets = [request.app[THROTTLE].for_activity(session.canonical)]
+    if name and name[1] != session.canonical:
+        buckets += request.app[THROTTLE].for_rename(session.user_id)
+    async with (
+        request.app[UNJUDGED].attempt(take, sorted(buckets)),
+        request.app[DATABASE].transaction() as connection,
+    ):
         current = await queries.lock_profile(connection, session.user_id)
         if current is None:
             raise Unauthorized
@@ -156,18 +160,20 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
     origin = _origin(request, session)
     # First, since what is wrong with the new one must not cost an attempt at the current one.
-    policy.judge_password("new", asked.new, canonical(session.username), request.app[CONFIG].passwords)
+    policy.judge_password("new", asked.new, session.canonical, request.app[CONFIG].passwords)
 
     async def attempt() -> datetime:
-        async with _checked(request, session, asked.current) as current:
+        async with (
+            request.app[UNJUDGED].attempt(take, [throttle.for_activity(session.canonical)]),
+            _checked(request, session, asked.current) as current,
+        ):
             return await database.write(
                 password_queries.change_password,
                 session.user_id,
                 origin,
                 current=current,
-                new=await while_connected(
-                    request, request.app[CREDENTIALS].create(asked.new, hashing_place(request))
-                ),
+                # Also for a caller who has hung up since: what was hashed is judged.
+                new=await request.app[CREDENTIALS].create(asked.new, hashing_place(request)),
                 token_hash=hash_token(token),
                 place=throttle.known_place(throttle.place_of(origin.ip)),
             )
@@ -215,13 +221,13 @@ async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
 @contextlib.asynccontextmanager
 async def _checked(request: web.Request, session: Session, password: str) -> AsyncIterator[password_queries.Current]:
     """What SQL needs to decide whether this is the user's password. An attempt at it is taken from the throttles."""
-    database, credentials = request.app[DATABASE], request.app[CREDENTIALS]
-    buckets = request.app[THROTTLE].for_password(session.user_id)
-    secret, taken = await database.read(password_queries.find_secret, session.user_id, buckets)
-    if secret is None:
-        raise Unauthorized
-    setting = secret.setting or credentials.dummy(secret.canonical)
-    async with request.app[UNJUDGED].given_back(taken):
+    credentials = request.app[CREDENTIALS]
+    async with request.app[UNJUDGED].attempt(
+        password_queries.find_secret, session.user_id, request.app[THROTTLE].for_password(session.user_id)
+    ) as (secret, taken):
+        if secret is None:
+            raise Unauthorized
+        setting = secret.setting or credentials.dummy(secret.canonical)
         digest = await while_connected(request, credentials.digest(setting, password, hashing_place(request)))
         yield password_queries.Current(setting, digest, taken)
 

@@ -255,6 +255,13 @@ class ThrottleConfig(_Section):
         description="New names for an account at once, taken ones too: each brings attempts at its password.",
     )
     rename_every: float = Field(86400, gt=0, le=86400, description="Seconds for one more.")
+    activity_burst: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="What a user may do at once of all that is recorded: signing in, changing the account.",
+    )
+    activity_every: float = Field(10, gt=0, le=86400, description="Seconds for one more: 8,640 in any day.")
     code_burst: int = Field(
         20, ge=1, le=1_000_000, description="Wrong reset codes from one place at once; none can be guessed anyway."
     )

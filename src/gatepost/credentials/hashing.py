@@ -119,7 +119,10 @@ class Hasher:
             raise Overloaded(self.wait)
 
     async def derive(self, kind: Kind, secret: bytes, place: str | None = None) -> Derived:
-        """Compute one; not at all when the caller is cancelled before its turn. Raises Overloaded."""
+        """Compute one; not at all when the caller is cancelled before its turn. Raises Overloaded.
+
+        When it is cancelled later, the digest is computed and returned all the same: the attempt is judged by it.
+        """
         self.demand_room(place)
         expected = self._rates.get(kind.family, 0.0) * kind.work
         self._count(1, expected, place)
@@ -127,7 +130,15 @@ class Hasher:
         work = self._pool.submit(derive, kind, secret)
         # When the work is over: which is not when a cancelled caller stops waiting for it, if it has begun.
         work.add_done_callback(lambda _: self._count(-1, -expected, place))
-        derived = await asyncio.wrap_future(work)
+        future = asyncio.wrap_future(work)
+        try:
+            derived = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if work.cancel():
+                raise
+            derived = await future
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
         self.hashes += 1
         self.seconds += derived.seconds
         self.seconds_waited += derived.began - asked

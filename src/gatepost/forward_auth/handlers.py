@@ -6,7 +6,6 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.errors import Forbidden, ForeignOrigin, Unauthorized
-from gatepost.names import canonical
 from gatepost.operation import operation
 from gatepost.sessions.guard import caller
 from gatepost.tokens import Asked
@@ -44,7 +43,7 @@ async def forward(request: web.Request) -> web.Response:
         raise Forbidden
     return web.Response(
         headers={
-            "Remote-User": quote(canonical(session.username), safe=_NAME),
+            "Remote-User": quote(session.canonical, safe=_NAME),
             "Remote-User-Id": session.user_id,
             # Also when there are none: a header that we do not send is one that a careless proxy lets through.
             "Remote-Roles": ",".join(quote(role, safe=_ROLE) for role in session.roles),

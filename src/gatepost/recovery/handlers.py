@@ -33,21 +33,21 @@ async def redeem(request: web.Request) -> web.Response:
     asked = await read_body(request, Redemption)
     database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
     place, code_hash = throttle.place_of(ip), queries.hash_code(asked.code)
-    name, taken = await database.read(queries.find_reset, code_hash, throttle.for_code(place))
-    if name is None:
-        raise InvalidCode
-    async with request.app[UNJUDGED].given_back(taken):
+    buckets = throttle.for_code(place)
+    async with request.app[UNJUDGED].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
+        if name is None:
+            raise InvalidCode
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
         new = await while_connected(request, request.app[CREDENTIALS].create(asked.new, hashing_place(request)))
-    await database.write(
-        queries.redeem,
-        code_hash,
-        new,
-        ip=ip,
-        user_agent=user_agent(request),
-        place=throttle.known_place(place),
-        taken=taken,
-    )
+        await database.write(
+            queries.redeem,
+            code_hash,
+            new,
+            ip=ip,
+            user_agent=user_agent(request),
+            place=throttle.known_place(place),
+            taken=taken,
+        )
     return json_response(Done(status="success"))
 
 

@@ -27,7 +27,7 @@ from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
 from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
-from gatepost.wire import while_connected
+from gatepost.wire import has_left, while_connected
 
 
 class Login(BaseModel):
@@ -103,17 +103,27 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     # Made for every name: the time it takes (50 us) would tell nobody's from somebody's.
     dummy = credentials.dummy(name)
     # A read, since running it twice does no harm.
-    stored, taken = await database.read(queries.find_setting, entry)
-    setting = stored or dummy
-    async with request.app[UNJUDGED].given_back(taken):
+    async with request.app[UNJUDGED].attempt(queries.find_setting, entry) as (stored, taken):
+        setting = stored or dummy
         digest, failure_due = await while_connected(request, credentials.check(setting, login.password, queued_for))
         token = str(uuid.uuid4())
         attempt = queries.Attempt(
-            name, setting, digest, hash_token(token), ip, user_agent(request), entry.place, taken
+            name,
+            setting,
+            digest,
+            hash_token(token),
+            throttle.for_activity(name),
+            ip,
+            user_agent(request),
+            entry.place,
+            taken,
+            abandoned=has_left(request),
         )
         opened = await database.write(
             queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
         )
+    if attempt.abandoned:
+        raise ConnectionResetError("the caller has gone")
     if opened is None:
         # Kinds of hash take different times: what is lost is answered at a common moment, holding nothing until then.
         await asyncio.sleep(failure_due - time.monotonic())

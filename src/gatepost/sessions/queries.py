@@ -13,15 +13,15 @@ from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 from gatepost.tables import passwords
 from gatepost.throttle import Bucket, Taken, judge, parameters
 
-# A function in the database (migration 0005), because Postgres keeps its plan: as SQL from here, planning took 75 us
+# A function in the database (migration 0007), because Postgres keeps its plan: as SQL from here, planning took 75 us
 # of each query, which eleven checks share under load (measured: 12 % more checks a second, p99 3.1 -> 2.8 ms).
-_LIVE_SESSIONS = Statement("SELECT * FROM gatepost.live_sessions(CAST(:hashes AS bytea[]), :idle_timeout)")
+_LIVE_SESSIONS = Statement("SELECT * FROM gatepost.live_sessions_2(CAST(:hashes AS bytea[]), :idle_timeout)")
 
 
 async def live_sessions(connection: Connection, hashes: Sequence[bytes], idle_timeout: int) -> dict[bytes, Session]:
     """Those of the sessions with these token hashes that are valid now. ``idle_timeout`` in seconds."""
     rows = await _LIVE_SESSIONS.all(connection, hashes=array(hashes), idle_timeout=idle_timeout)
-    return {(key := bytes(token_hash)): Session(key, document) for token_hash, document in rows}
+    return {(key := bytes(token_hash)): Session(key, name, document) for token_hash, name, document in rows}
 
 
 class Entry(NamedTuple):
@@ -32,9 +32,9 @@ class Entry(NamedTuple):
     buckets: Sequence[Bucket]
 
 
-# The statements of a login are functions in the database (migration 0006), whose plans Postgres keeps.
+# The statements of a login are functions in the database (migration 0007), whose plans Postgres keeps.
 _FIND_SETTING = Statement("""
-    SELECT * FROM gatepost.find_setting(:canonical, :place,
+    SELECT * FROM gatepost.find_setting_2(:canonical, :place,
         CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))
 """)
 
@@ -59,17 +59,20 @@ async def find_setting(connection: Connection, entry: Entry) -> tuple[Setting | 
 class Attempt(NamedTuple):
     """A login to be decided: ``digest`` is what the given password has under ``setting``.
 
-    If it is won, ``place`` is remembered and ``taken`` given back.
+    If it is won, ``place`` is remembered, ``taken`` given back, and one taken from ``activity``. If it is
+    ``abandoned``, its caller has gone: it is judged, and no session opened.
     """
 
     canonical: str
     setting: Setting
     digest: bytes
     token_hash: bytes
+    activity: Bucket
     ip: str | None
     user_agent: str | None
     place: bytes | None = None
     taken: Taken = Taken()
+    abandoned: bool = False
 
 
 class Opened(NamedTuple):
@@ -85,9 +88,10 @@ class SettingChanged(Exception):
 
 # Decides the login, and records what comes of it in the same transaction.
 _OPEN_SESSION = Statement("""
-    SELECT * FROM gatepost.open_session(:canonical, :setting, :pepper, :digest,
+    SELECT * FROM gatepost.open_session_2(:canonical, :setting, :pepper, :digest,
         :token_hash, :lifetime, :max_per_user, CAST(:ip AS inet), :user_agent, :place,
-        CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]), CAST(:limits AS text[]), CAST(:bursts AS integer[]))
+        CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]), CAST(:limits AS text[]), CAST(:bursts AS integer[]),
+        :activity, :activity_burst, :activity_every, :abandoned)
 """)
 
 
@@ -96,7 +100,7 @@ async def open_session(
 ) -> Opened | None:
     """Decide a login: compare the digest, open the session, end those over the cap, record the event.
 
-    ``lifetime`` in seconds. None when the login is lost, whatever the reason. Raises SettingChanged.
+    ``lifetime`` in seconds. None when the login is lost, whatever the reason. Raises SettingChanged, TooManyAttempts.
     """
     row = await _OPEN_SESSION.first(
         connection,
@@ -112,12 +116,18 @@ async def open_session(
         bursts=array(limit.burst for limit in attempt.taken.exhausted),
         lifetime=lifetime,
         max_per_user=max_per_user,
+        activity=attempt.activity.key,
+        activity_burst=attempt.activity.limit.burst,
+        activity_every=attempt.activity.limit.every,
+        abandoned=attempt.abandoned,
         **attempt.taken.parameters(),
     )
     assert row is not None
-    unchanged, expires_at, *user = row
+    unchanged, refusing, expires_at, *user = row
     if unchanged is False:
         raise SettingChanged
+    if refusing is not None:
+        raise attempt.activity.limit.refusal(refusing)
     return Opened(User(*user), expires_at) if expires_at else None
 
 

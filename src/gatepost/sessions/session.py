@@ -73,6 +73,8 @@ class Session:
     """
 
     token_hash: bytes
+    canonical: str
+    """The user's name as names are compared."""
     document: str
 
     @cached_property
