@@ -18,14 +18,17 @@ from precis_i18n.derived import CONTEXTJ, CONTEXTO, PVALID, derived_property
 
 _UNKNOWN, _ALLOWED, _CONTEXT, _REFUSED = range(4)
 
-# Those of whose rules (RFC 5892, appendix A.7 to A.9) it does not matter where they stand.
-_WHOLE_TEXT = {"\u30fb", *map(chr, range(0x0660, 0x066A)), *map(chr, range(0x06F0, 0x06FA))}
-
+# Characters whose rules (RFC 5892, appendix A.7 to A.9) hold wherever they stand. The dot's looks for a letter of
+# three scripts, a digit's for other digits that have a rule.
+_DOT = "\u30fb"
+_DIGITS = {*map(chr, range(0x0660, 0x066A)), *map(chr, range(0x06F0, 0x06FA))}
 
 # Marks on one letter: more than any language needs (UAX #15 §13). 3,000 of them took 18 ms (measured).
 MAX_MARKS = 30
 # In the text's canonical combining classes, of which 0 is that of letters.
 _TOO_MANY_MARKS = re.compile(rb"[^\0]{%d}" % (MAX_MARKS + 1))
+# These are in class 0 and become two marks each when they are decomposed: here they count as the first of the two.
+_TWO_MARKS = str.maketrans("\u0f73\u0f75\u0f81", "\u0f71\u0f71\u0f71")
 
 _NON_JOINER = "\u200c"
 
@@ -45,7 +48,7 @@ class Profile:
 
         Where several characters are refused, the error tells of the first.
         """
-        if too_many := _TOO_MANY_MARKS.search(bytes(map(unicodedata.combining, text))):
+        if too_many := _TOO_MANY_MARKS.search(bytes(map(unicodedata.combining, text.translate(_TWO_MARKS)))):
             raise self._error(text, too_many.start(), too_many.start() + 1, "too_many_marks")
         once: str = self._profile.apply_five_rules(text)
         if self._profile.apply_five_rules(once) != once:
@@ -71,9 +74,10 @@ class Profile:
         if refused:
             first = next(position for position, character in enumerate(text) if character in refused)
             yield first, derived_property(ord(text[first]), self._ucd)[1]
-        for character in odd - refused:
+        contextual = odd - refused
+        for character in contextual:
             judged: dict[tuple[str, int], str] = {}
-            for position, context in _contexts(text, character):
+            for position, context in _contexts(text, character, contextual):
                 if context not in judged:
                     judged[context] = context_rule_error(*context, self._ucd)
                 if judged[context]:
@@ -84,10 +88,11 @@ class Profile:
         return UnicodeEncodeError(self._profile.name, text, start, end, f"DISALLOWED/{wrong}")
 
 
-def _contexts(text: str, character: str) -> Iterator[tuple[int, tuple[str, int]]]:
+def _contexts(text: str, character: str, contextual: set[str]) -> Iterator[tuple[int, tuple[str, int]]]:
     """Where a character stands, and as much of the text as its rule looks at, with its place in that."""
-    if character in _WHOLE_TEXT:
-        yield text.index(character), (character + "".join(sorted(set(text))), 0)
+    if character == _DOT or character in _DIGITS:
+        others = set(text) if character == _DOT else contextual
+        yield text.index(character), (character + "".join(others), 0)
     elif character == _NON_JOINER:  # the rule looks for letters that join, and not past another one of these
         position = 0
         for before, after in pairwise(text.split(character)):
