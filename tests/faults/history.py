@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["register", "login", "check", "logout", "change", "end_all", "sign_out"]
+Kind = Literal["register", "login", "check", "logout", "change", "end_all", "sign_out", "profile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Request:
     ``token`` is carried; ``password`` is given (for a login without one: a guess that is certainly wrong);
     ``new_password`` is set, and numbers of a user's passwords only grow; ``learned`` is the token that was given.
     ``user``: whom it concerns; for a ``sign_out``, which an administrator does, not whose token it carries.
-    ``sent`` and ``ended`` in seconds; ``status`` None: no answer. ``final``: sent when all was over.
+    ``sent`` and ``ended`` in seconds; ``status`` None: no answer. ``final``: sent when all was over. ``whole``: when
+    the last byte was sent, where that was held back.
     """
 
     id: int
@@ -39,6 +40,12 @@ class Request:
     final: bool = False
     client: int = 0
     code: str = ""
+    whole: float = 0.0
+
+    @property
+    def asked(self) -> float:
+        """From when on the service could act on it."""
+        return max(self.sent, self.whole)
 
     @property
     def done(self) -> bool:
@@ -166,7 +173,7 @@ _STATUSES: dict[Kind, set[int | None]] = {"register": {201, 503, None}, "change"
 def judge(requests: Iterable[Request]) -> list[Violation]:
     """What in a history breaks S1, S2 or S3.
 
-    S1: no 2xx for a token whose end was acknowledged before the request was sent. S2: what was acknowledged is
+    S1: no 2xx for a token whose end was acknowledged before all of the request was sent. S2: what was acknowledged is
     still so when all is over. S3: no 401 for what is certainly right, and no other answer than this API's.
     """
     history = History(requests)
@@ -185,7 +192,7 @@ def _judge_one(history: History, r: Request) -> Iterator[Violation]:
 
 
 def _judge_token(history: History, r: Request, token: int) -> Iterator[Violation]:
-    if r.done and (end := history.ended_before(token, r.sent)):
+    if r.done and (end := history.ended_before(token, r.asked)):
         rule = "S2" if r.final else "S1"
         yield Violation(rule, f"{r.kind} with token {token}, which request {end.id} ({end.kind}) had ended: 2xx", r)
     if r.status == 401 and not history.may_be_ended(token, r.ended, by_other_than=r):
@@ -272,7 +279,7 @@ def leaks(log: str, secrets: Iterable[str]) -> list[Violation]:
 
 def took(r: Request) -> float:
     """Seconds until the answer."""
-    return r.ended - r.sent
+    return r.ended - r.asked
 
 
 def late(requests: Iterable[Request], bound: float, measure: Callable[[Request], float] = took) -> list[Violation]:

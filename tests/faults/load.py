@@ -5,6 +5,7 @@ whose session a token is, over real HTTP; every request is written down.
 import asyncio
 import contextlib
 import itertools
+import json
 import random
 import secrets
 import time
@@ -158,19 +159,33 @@ class Load:
         password: int | None = None,
         new_password: int | None = None,
         final: bool = False,
+        hold: asyncio.Event | None = None,
     ) -> Request:
-        """Send it, wait for the whole answer and write both down."""
+        """Send it, wait for the whole answer and write both down. ``hold``: its last byte waits for that."""
         number = next(self._ids)
         headers = {"User-Agent": f"faults/{number}"}
         if token is not None:
             headers["Authorization"] = self.secrets[token]
         url = random.choice(self._urls) + path
-        status, code, session = None, "", None
+        status, code, session, whole = None, "", None, 0.0
+
+        async def held_back(text: bytes, until: asyncio.Event) -> AsyncIterator[bytes]:
+            nonlocal whole
+            yield text[:-1]
+            await until.wait()
+            whole = time.monotonic()
+            yield text[-1:]
+
+        sending: dict[str, Any] = {"json": body}
+        if hold is not None:
+            text = json.dumps(body).encode()
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(text))}
+            sending = {"data": held_back(text, hold)}
         self._busy += 1
         sent = time.monotonic()
         try:
             patience = aiohttp.ClientTimeout(total=PATIENCE)
-            async with self._http.request(method, url, json=body, headers=headers, timeout=patience) as response:
+            async with self._http.request(method, url, headers=headers, **sending, timeout=patience) as response:
                 answer = await response.json(content_type=None)
                 status = response.status
                 code, session = str(answer.get("code", "")), answer.get("session_id")
@@ -194,6 +209,7 @@ class Load:
             final=final,
             client=_client.get(),
             code=code,
+            whole=whole,
         )
         self.history.append(request)
         return request
@@ -268,7 +284,14 @@ class Load:
         if chance < 0.12:
             await self._change_password(account)
         elif chance < 0.16:
+            # A change whose last byte comes only when its session has ended.
+            over, body = asyncio.Event(), {"profile": {"seen": time.time()}}
+            late = asyncio.create_task(
+                self.send("profile", account.name, "PATCH", "/account", body, token=token, hold=over)
+            )
             await self.send("end_all", account.name, "DELETE", "/sessions?scope=all", token=token)
+            over.set()
+            await late
             await self._check(account, token)
         elif chance < 0.4:
             await self._log_in(account, account.password)

@@ -89,6 +89,14 @@ def test_s1_a_token_that_works_after_its_acknowledged_end_is_reported(ending: Re
     assert judge([*signed_up(), ending, racing, *looked_again(401, password)]) == []
 
 
+def test_s1_a_change_that_takes_effect_after_the_acknowledged_end_is_reported_however_early_it_began() -> None:
+    ending = request(5, "sign_out", 200, token=99)
+    held = request(6, "profile", 200, sent=4.0, ended=9.0, token=MINE, whole=8.0)
+    assert rules(judge([*signed_up(), ending, held, *looked_again(401)])) == [("S1", 6)]
+    assert judge([*signed_up(), ending, replace(held, status=401), *looked_again(401)]) == []
+    assert judge([*signed_up(), ending, replace(held, whole=5.05), *looked_again(401)]) == []
+
+
 def test_s1_a_session_opened_with_a_password_that_was_just_being_changed_is_reported() -> None:
     login = request(3, "login", 200, sent=4.9, ended=5.2, password=FIRST, learned=NEXT)
     change = request(5, "change", 200, token=MINE, password=FIRST, new_password=SECOND, learned=OTHER)

@@ -24,7 +24,7 @@ from gatepost.errors import (
     WrongPassword,
 )
 from gatepost.operation import operation
-from gatepost.sessions.guard import guarded
+from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 from gatepost.throttle import take
@@ -122,7 +122,7 @@ async def change(request: web.Request, session: Session) -> web.Response:
         buckets += request.app[THROTTLE].for_rename(session.user_id)
     async with (
         request.app[UNJUDGED].attempt(take, sorted(buckets)),
-        request.app[DATABASE].transaction() as connection,
+        acting(request, session) as connection,
     ):
         current = await queries.lock_profile(connection, session.user_id)
         if current is None:

@@ -46,9 +46,11 @@ async def find_secret(connection: Connection, user_id: str, buckets: Sequence[Bu
 
 
 # Both lock the user's row first, so that a login, a change and a disabling of one user come one after the other, and
-# the second statement sees what the one before did. `mine` is empty when the session has ended meanwhile.
+# the second statement sees what the one before did; and the session's, for the same with a logout. `mine` is empty
+# when the session has ended meanwhile.
 _MINE = """
     SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
+    SELECT FROM gatepost.sessions WHERE user_id = :id AND handle = :handle FOR KEY SHARE;
 
     WITH mine AS (
         SELECT u.id, coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches,

@@ -1,5 +1,6 @@
 """`/admin/users`: the users, for operators. All of it demands the role ``admin``."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -14,10 +15,12 @@ from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, ne
 from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.operation import operation
-from gatepost.sessions.guard import guarded_for
+from gatepost.sessions.guard import acting, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
 from gatepost.web import CONFIG, DATABASE, THROTTLE, json_response, path_id, read_body, read_query
+
+_acting = partial(acting, role="admin")
 
 # Not strict: in a query string, numbers are text.
 Limit = Annotated[int, Field(strict=False, ge=1, le=100)]
@@ -90,7 +93,8 @@ async def add_user(request: web.Request, session: Session) -> web.Response:
     username, canonical = policy.judge_username(asked.username)
     new = queries.NewUser(username, canonical, asked.roles, profile.patched({}, asked.profile))
     reset = _new_reset(request)
-    user, expires_at = await request.app[DATABASE].write(queries.create, new, _actor(request, session), reset=reset)
+    async with _acting(request, session) as connection:
+        user, expires_at = await queries.create(connection, new, _actor(request, session), reset=reset)
     assert expires_at is not None
     answer = UserAdded(user=user.record(), reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at)))
     return json_response(answer, status=201)
@@ -127,7 +131,7 @@ async def change_user(request: web.Request, session: Session) -> web.Response:
     user_id, asked = path_id(request, "id"), await read_body(request, Change)
     given = asked.model_fields_set
     name = policy.judge_username(asked.username) if "username" in given else None
-    async with request.app[DATABASE].transaction() as connection:
+    async with _acting(request, session, on=user_id) as connection:
         current = await lock_profile(connection, user_id)
         if current is None:
             raise NotFound
@@ -147,8 +151,9 @@ async def change_user(request: web.Request, session: Session) -> web.Response:
 async def delete_user(request: web.Request, session: Session) -> web.Response:
     """Delete a user; the name becomes free."""
     user_id = path_id(request, "id")
-    if not await request.app[DATABASE].write(queries.delete, user_id, _actor(request, session)):
-        raise NotFound
+    async with _acting(request, session, on=user_id) as connection:
+        if not await queries.delete(connection, user_id, _actor(request, session)):
+            raise NotFound
     return json_response(Done(status="success"))
 
 
@@ -163,9 +168,8 @@ class ResetAnswer(TypedDict):
 async def start_reset(request: web.Request, session: Session) -> web.Response:
     """Start a password reset, in place of an earlier one; the password and the sessions stay until it is used."""
     user_id, reset = path_id(request, "id"), _new_reset(request)
-    expires_at = await request.app[DATABASE].write(
-        access_queries.start_reset, user_id, reset, _actor(request, session)
-    )
+    async with _acting(request, session, on=user_id) as connection:
+        expires_at = await access_queries.start_reset(connection, user_id, reset, _actor(request, session))
     if expires_at is None:
         raise NotFound
     return json_response(ResetAnswer(reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at))))
@@ -192,7 +196,8 @@ async def list_sessions(request: web.Request, _session: Session) -> web.Response
 async def end_sessions(request: web.Request, session: Session) -> web.Response:
     """End every session of a user, also one that is just being opened."""
     user = await _user(request)
-    await request.app[DATABASE].write(end_all_sessions_of, user.id, _revocation(request, session))
+    async with _acting(request, session, on=user.id) as connection:
+        await end_all_sessions_of(connection, user.id, _revocation(request, session))
     return json_response(Done(status="success"))
 
 
@@ -202,8 +207,9 @@ async def end_session(request: web.Request, session: Session) -> web.Response:
     """End one session of a user."""
     user_id, handle = path_id(request, "id"), path_id(request, "handle")
     by = _revocation(request, session)
-    if not await request.app[DATABASE].write(end_sessions_of, user_id, by, only=handle):
-        raise NotFound
+    async with _acting(request, session, on=user_id) as connection:
+        if not await end_sessions_of(connection, user_id, by, only=handle):
+            raise NotFound
     return json_response(Done(status="success"))
 
 
@@ -213,8 +219,9 @@ async def unlock(request: web.Request, session: Session) -> web.Response:
     """Let a user try again at once whose attempts are used up."""
     user = await _user(request)
     ranges = request.app[THROTTLE].of_account(user.canonical, user.id)
-    if not await request.app[DATABASE].write(access_queries.unlock, user.id, ranges, _actor(request, session)):
-        raise NotFound
+    async with _acting(request, session, on=user.id) as connection:
+        if not await access_queries.unlock(connection, user.id, ranges, _actor(request, session)):
+            raise NotFound
     return json_response(Done(status="success"))
 
 

@@ -1,17 +1,20 @@
-"""Who is asking: the one way for a handler to learn of its caller."""
+"""Who is asking: the one way for a handler to learn of its caller, and to act for one."""
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
 from gatepost.client import client_ip
+from gatepost.db import Connection
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.sessions.authority import demand
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.tokens import Asked, session_token
-from gatepost.web import THROTTLE, Handler
+from gatepost.web import CONFIG, DATABASE, THROTTLE, Handler
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)
@@ -60,6 +63,20 @@ def _guard(handler: GuardedHandler, role: str | None) -> Handler:
     guard.__dict__.update(handler.__dict__)  # what `operation` has noted of it
     GUARDED[guard] = role
     return guard
+
+
+@contextlib.asynccontextmanager
+async def acting(
+    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None
+) -> AsyncIterator[Connection]:
+    """A transaction for what changes something, as long as its caller may.
+
+    The guard judges before the body is read, which a client may send at its leisure; so it is judged again here, as
+    `demand` does. Raises Unauthorized, Forbidden, DatabaseUnavailable.
+    """
+    async with request.app[DATABASE].transaction() as connection:
+        await demand(connection, session, request.app[CONFIG].sessions.idle_timeout, role=role, on=on)
+        yield connection
 
 
 GUARDED: dict[Handler, str | None] = {}

@@ -10,7 +10,7 @@ from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, NotFound
 from gatepost.operation import operation
 from gatepost.sessions import queries
-from gatepost.sessions.guard import guarded
+from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
 from gatepost.tokens import drop_session_cookie
 from gatepost.web import CONFIG, DATABASE, json_response, read_query
@@ -43,9 +43,9 @@ async def list_mine(request: web.Request, session: Session) -> web.Response:
 async def end_one(request: web.Request, session: Session) -> web.Response:
     """End one of my sessions."""
     handle = request.match_info["handle"]
-    ended = await request.app[DATABASE].write(queries.end_sessions_of, session.user_id, _by(request), only=handle)
-    if not ended:
-        raise NotFound
+    async with acting(request, session) as connection:
+        if not await queries.end_sessions_of(connection, session.user_id, _by(request), only=handle):
+            raise NotFound
     return _done(request, forget=handle == session.handle)
 
 
@@ -62,11 +62,11 @@ class Which(BaseModel):
 async def end_many(request: web.Request, session: Session) -> web.Response:
     """End my other sessions, or all."""
     asked = read_query(request, Which)
-    database = request.app[DATABASE]
-    if asked.scope == "others":
-        await database.write(queries.end_sessions_of, session.user_id, _by(request), but=session.handle)
-    else:
-        await database.write(queries.end_all_sessions_of, session.user_id, _by(request))
+    async with acting(request, session) as connection:
+        if asked.scope == "others":
+            await queries.end_sessions_of(connection, session.user_id, _by(request), but=session.handle)
+        else:
+            await queries.end_all_sessions_of(connection, session.user_id, _by(request))
     return _done(request, forget=asked.scope == "all")
 
 

@@ -1,0 +1,146 @@
+"""A caller who is revoked changes nothing any more, however early the request began."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psycopg2
+import pytest
+
+from gatepost.db import Dsn
+from gatepost.routes import ROUTES
+from gatepost.sessions.guard import GUARDED
+from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows
+from tests.test_admin import Caller, an_admin, user_path
+from tests.test_bad_input import raw
+from tests.test_wire import connected, server_of
+
+NEW = "a better horse and battery"
+
+
+class World(NamedTuple):
+    """An administrator who calls, another who stays, and a user who is acted on, with a session."""
+
+    caller: Caller
+    user: str
+    handle: str
+
+
+@pytest.fixture
+async def world(client: Client, dsn: Dsn) -> World:
+    await an_admin(client, dsn, "spare")
+    caller = await an_admin(client, dsn, "root")
+    user = await register(client, "ada")
+    await log_in(client, "ada")
+    handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions WHERE user_id = %s", user["id"])[0][0]
+    return World(caller, user["id"], handle)
+
+
+# By route: path and body. A route that changes something and is not here fails the test below.
+ACTS: dict[tuple[str, str], Callable[[World], tuple[str, Any]]] = {
+    ("PATCH", "/account"): lambda _: ("/account", {"profile": {"a": 1}, "username": "boot"}),
+    ("DELETE", "/account"): lambda _: ("/account", {"password": PASSWORD}),
+    ("PUT", "/account/password"): lambda _: ("/account/password", {"current": PASSWORD, "new": NEW}),
+    ("DELETE", "/sessions"): lambda _: ("/sessions?scope=all", None),
+    ("DELETE", "/sessions/{handle}"): lambda world: (f"/sessions/{world.handle}", None),
+    ("POST", "/admin/users"): lambda _: ("/admin/users", {"username": "eve", "roles": ["admin"]}),
+    ("PATCH", "/admin/users/{id}"): lambda world: (user_path(world.user), {"roles": ["admin"]}),
+    ("DELETE", "/admin/users/{id}"): lambda world: (user_path(world.user), None),
+    ("POST", "/admin/users/{id}/password-reset"): lambda world: (user_path(world.user, "password-reset"), None),
+    ("DELETE", "/admin/users/{id}/sessions"): lambda world: (user_path(world.user, "sessions"), None),
+    ("DELETE", "/admin/users/{id}/sessions/{handle}"): lambda world: (
+        user_path(world.user, "sessions", world.handle),
+        None,
+    ),
+    ("DELETE", "/admin/users/{id}/throttle"): lambda world: (user_path(world.user, "throttle"), None),
+}
+# What takes the authority away, and how it is answered then. An administrator also ends the sessions, so it is 401;
+# SQL typed by hand may leave them.
+REVOCATIONS = {
+    "signed out": "DELETE FROM gatepost.sessions WHERE user_id = %s",
+    "signed out everywhere": "UPDATE gatepost.users SET epoch = epoch + 1 WHERE id = %s",
+    "disabled": "UPDATE gatepost.users SET disabled_at = now() WHERE id = %s",
+    "demoted": "UPDATE gatepost.users SET roles = '{}' WHERE id = %s",
+}
+
+
+def state(dsn: Dsn) -> list[Any]:
+    """All that a request can change, but for when a session was last seen."""
+    tables = ("users", "passwords", "password_resets", "events", "known_places")
+    seen = [rows(dsn, f"SELECT t::text FROM gatepost.{table} t ORDER BY 1") for table in tables]
+    return [*seen, rows(dsn, "SELECT token_hash, user_id, epoch FROM gatepost.sessions ORDER BY 1")]
+
+
+def test_every_route_that_changes_something_for_a_caller_is_tried() -> None:
+    changing = {
+        (route.method, route.path)
+        for route in ROUTES
+        if route.method not in ("GET", "HEAD") and route.handler in GUARDED
+    }
+    assert changing == set(ACTS)
+
+
+def refused(act: tuple[str, str], revoked: str) -> bool:
+    """A role that is gone takes nothing from who needs none."""
+    return revoked != "demoted" or act[1].startswith("/admin")
+
+
+WHERE_REFUSED = [(act, revoked) for act in ACTS for revoked in REVOCATIONS if refused(act, revoked)]
+
+
+@pytest.mark.parametrize(
+    ("act", "revoked"), WHERE_REFUSED, ids=lambda part: part if isinstance(part, str) else part[0] + part[1]
+)
+async def test_a_caller_who_is_revoked_while_the_act_waits_changes_nothing(
+    world: World, dsn: Dsn, act: tuple[str, str], revoked: str
+) -> None:
+    path, body = ACTS[act](world)
+    with contextlib.closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as revoking:
+        revoking.cursor().execute(REVOCATIONS[revoked], [world.caller.id])
+        acting = asyncio.create_task(world.caller(act[0], path, body))
+        await eventually(lambda: rows(dsn, "SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+        revoking.commit()
+        before = state(dsn)
+        answer = await acting
+    assert answer.status == (403 if revoked == "demoted" else 401), answer
+    assert state(dsn) == before
+
+
+@pytest.mark.parametrize(
+    "act", [act for act in ACTS if act[0] in ("POST", "PATCH", "PUT") or act[1] == "/account"], ids="".join
+)
+async def test_a_caller_who_is_revoked_before_the_last_byte_changes_nothing(
+    world: World, dsn: Dsn, act: tuple[str, str]
+) -> None:
+    path, body = ACTS[act](world)
+    text = json.dumps(body).encode() if body is not None else b"{}"
+    headers = [b"Authorization: " + world.caller.token.encode(), b"Content-Type: application/json"]
+    request = raw(act[0], path, *headers, body=text)
+    client = world.caller.client
+    async with connected(client) as (reader, writer):
+        writer.write(request[:-1])
+        if body is not None:  # a route that reads none has answered by now
+            await eventually(lambda: any(c.is_receiving for c in server_of(client).admission.members))
+            rows(dsn, REVOCATIONS["signed out everywhere"], world.caller.id)
+            before = state(dsn)
+            writer.write(request[-1:])
+            assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+            assert state(dsn) == before
+
+
+async def test_two_administrators_who_act_on_each_other_at_once_never_wait_for_each_other(
+    client: Client, dsn: Dsn
+) -> None:
+    one, other = await an_admin(client, dsn, "one"), await an_admin(client, dsn, "other")
+    await an_admin(client, dsn, "spare")
+    for _ in range(10):
+        answers = await asyncio.gather(
+            *(
+                caller("PATCH", user_path(target.id), {"profile": {"n": n}})
+                for n in range(5)
+                for caller, target in ((one, other), (other, one))
+            )
+        )
+        assert {answer.status for answer in answers} == {200}
