@@ -284,8 +284,10 @@ class Load:
         if chance < 0.12:
             await self._change_password(account)
         elif chance < 0.16:
-            # A change whose last byte comes only when its session has ended.
-            over, body = asyncio.Event(), {"profile": {"seen": time.time()}}
+            body = {"profile": {"seen": time.time()}}
+            await self.send("profile", account.name, "PATCH", "/account", body, token=token)
+            # The same, whose last byte comes only when its session has ended.
+            over = asyncio.Event()
             late = asyncio.create_task(
                 self.send("profile", account.name, "PATCH", "/account", body, token=token, hold=over)
             )
