@@ -1,6 +1,7 @@
 """`gatepost user import` and `export`, run as an operator runs them."""
 
 import contextlib
+import csv
 import io
 import itertools
 import json
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from hypothesis import strategies as st
 from gatepost import names
 from gatepost.config import Config
 from gatepost.db import Dsn
-from gatepost.transfer import importing, queries
+from gatepost.transfer import importing, lines, queries
 from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
@@ -449,3 +451,57 @@ def test_an_import_ends_when_all_of_it_is_on_disk(dsn: Dsn) -> None:
 def test_the_short_cut_for_plain_names_is_what_the_profiles_say(name: str) -> None:
     assert names.canonical(name) == names._mapped.enforce(name)
     assert names.display(name) == names._preserved.enforce(name)
+
+
+def fed(text: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, list[Record | Refusal]]:
+    """How many lines were given to the parser of CSV, again and again, and what came of them."""
+    count = 0
+    honest = csv.reader
+
+    def reader(texts: Any, **options: Any) -> Any:
+        def counted() -> Any:
+            nonlocal count
+            for line in texts:
+                count += 1
+                yield line
+
+        return honest(counted(), **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv, "reader", reader)
+        return count, list(Source(io.BytesIO(text), "csv").records())
+
+
+@pytest.mark.parametrize("line", [b'a","\n', b'"\n', b'"a\n', b'a,"b\n'])
+def test_lines_whose_quotes_are_not_closed_are_read_in_linear_time(
+    monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    costs = []
+    for count in (2000, 4000):
+        cost, found = fed(b"username,hash\n" + line * count + b"bob,\n", monkeypatch)
+        costs.append(cost)
+        assert cost <= (lines.MAX_ROW_LINES + 1) * (count + 2)
+        assert found[-1] == Record(count + 2, {"username": "bob", "roles": []})
+    assert costs[1] <= 2.1 * costs[0]
+
+
+def test_a_quote_that_is_not_closed_takes_in_no_more_memory_than_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "users.csv"
+    with file.open("wb") as out:
+        out.write(b'username,hash\n"')
+        for _ in range(600):
+            out.write(b"x" * 60_000 + b"\n")  # 36 MB
+    with file.open("rb") as source:
+        tracemalloc.start()
+        refused = sum(isinstance(found, Refusal) for found in Source(source, "csv").records())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert refused == 600
+    assert peak < 4 * 1024 * 1024
+
+
+def test_a_profile_may_be_written_over_several_lines() -> None:
+    text = 'username,profile\nada,"{""a"":\n1\n}"\n'
+    assert list(Source(io.BytesIO(text.encode()), "csv").records()) == [
+        Record(2, {"username": "ada", "profile": {"a": 1}, "roles": []})
+    ]

@@ -10,7 +10,7 @@ from gatepost import logs, names, schema
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
-from gatepost.console import CommandError, ConfigOption, print_table
+from gatepost.console import CommandError, ConfigOption, complain, print_table
 from gatepost.credentials import MissingPepper
 from gatepost.db import reach
 from gatepost.driver import wait_for
@@ -51,11 +51,11 @@ def main() -> NoReturn:
         transfer.TransferError,
         Problem,
     ) as error:
-        print(f"gatepost: {error}", file=sys.stderr)  # noqa: T201
+        complain(f"gatepost: {error}")
     except OSError as error:  # standard output is full, say
-        print(f"gatepost: {str(error) or repr(error)}", file=sys.stderr)  # noqa: T201
+        complain(f"gatepost: {str(error) or repr(error)}")
     except names.InvalidName as error:
-        print(f"gatepost: the username {error}", file=sys.stderr)  # noqa: T201
+        complain(f"gatepost: the username {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(1)

@@ -65,12 +65,26 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, headin
 
 def print_json(document: object) -> None:
     """One document; its first character and its last line are JSON."""
-    print(json.dumps(document, indent=2))  # noqa: T201
+    print(json_for(sys.stdout, json.dumps(document, indent=2)))  # noqa: T201
 
 
 def say(line: str) -> None:
     """A line for people."""
     print(plain(line))  # noqa: T201
+
+
+def complain(line: str) -> None:
+    """A line on stderr, which may quote a file or an error of another's."""
+    print("\n".join(map(plain, line.splitlines())) if sys.stderr.isatty() else line, file=sys.stderr)  # noqa: T201
+
+
+def json_for(stream: TextIO, text: str) -> str:
+    """JSON that says the same and steers no terminal; into a file or a pipe as it is."""
+    if not stream.isatty():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\n" else json.dumps(c).strip('"').replace("\x7f", "\\u007f") for c in text
+    )
 
 
 def plain(text: str) -> str:

@@ -4,7 +4,6 @@ The query functions are those of the API; in events the actor is ``{"by": "opera
 """
 
 import re
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
@@ -20,6 +19,7 @@ from gatepost.console import (
     CommandError,
     ConfigOption,
     JsonOption,
+    complain,
     print_json,
     print_table,
     say,
@@ -126,7 +126,7 @@ def list_users(
     rows = [(u.username, u.id, " ".join(u.roles), _when(u.created_at), _when(u.disabled_at)) for u in shown]
     print_table(["username", "id", "roles", "created", "disabled"], rows)
     if len(found) > len(shown):
-        print(f"There are more than {limit}: see --limit and --prefix.", file=sys.stderr)  # noqa: T201
+        complain(f"There are more than {limit}: see --limit and --prefix.")
 
 
 def show(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption = False) -> None:

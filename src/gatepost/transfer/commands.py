@@ -14,12 +14,12 @@ import typer
 
 from gatepost import schema
 from gatepost.config import Config
-from gatepost.console import ConfigOption, standard_input
+from gatepost.console import ConfigOption, complain, json_for, standard_input
 from gatepost.credentials.foreign import Firebase
 from gatepost.db import reach
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
-from gatepost.transfer.lines import Format, Refusal, Source, UnusableFile
+from gatepost.transfer.lines import MAX_LINE, Format, Refusal, Source, UnusableFile
 from gatepost.transfer.users import Judge
 
 SHOWN = 20  # refused lines on the terminal; --report has all
@@ -86,7 +86,7 @@ def export_users(
         with _connection(settings) as connection, _new_file(output) as file:
             try:
                 for line in queries.users(connection):
-                    file.write(line)
+                    file.write(json_for(file, line))
                     count += 1
             except queries.Gone as error:
                 raise TransferError(f"{queries.gone(error)} after {count} users: the export is not whole") from None
@@ -97,7 +97,7 @@ def export_users(
         raise TransferError(
             f"{output or '-'}: cannot be written: {error.strerror}: the export is not whole"
         ) from None
-    print(f"{count} users exported.", file=sys.stderr)  # noqa: T201
+    complain(f"{count} users exported.")
 
 
 def register(user: typer.Typer) -> None:
@@ -159,7 +159,8 @@ def _firebase(key_file: Path | None, separator: str, rounds: int, mem_cost: int)
     if key_file is None:
         return None
     try:
-        key = base64.b64decode(key_file.read_text("ascii").strip(), validate=True)
+        with key_file.open("rb") as file:
+            key = base64.b64decode(file.read(MAX_LINE).strip(), validate=True)
         firebase = Firebase(key, base64.b64decode(separator, validate=True), rounds, mem_cost)
     except OSError as error:
         raise TransferError(f"{key_file}: cannot be read: {error.strerror}") from None
@@ -182,12 +183,12 @@ def _refusals(report: Path | None) -> Iterator[Callable[[Refusal], None]]:
             if file is not None:
                 file.write(f"{refusal.line}: {refusal.reason}\n")
             if count <= SHOWN:
-                print(f"line {refusal.line}: {refusal.reason}", file=sys.stderr)  # noqa: T201
+                complain(f"line {refusal.line}: {refusal.reason}")
 
         yield refuse
         if count > SHOWN:
             where = f"see {report}" if report else "--report FILE has all"
-            print(f"… and {count - SHOWN} more refused lines ({where})", file=sys.stderr)  # noqa: T201
+            complain(f"… and {count - SHOWN} more refused lines ({where})")
 
 
 @contextlib.contextmanager

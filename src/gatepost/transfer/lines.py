@@ -10,6 +10,9 @@ from gatepost.errors import Problem
 
 Format: TypeAlias = Literal["jsonl", "csv"]
 MAX_LINE = 64 * 1024
+# Lines of one row of CSV: a profile may be written over several. Each line is read as often as that at most, since
+# after what is no row the next line is read anew.
+MAX_ROW_LINES = 100
 COLUMNS = frozenset(
     {"id", "username", "hash", "salt", "norm", "pepper", "roles", "profile", "created", "disabled"},
 )
@@ -124,10 +127,15 @@ class _Line(NamedTuple):
     refusal: Refusal | None = None
 
 
+class _TooLong(Exception):
+    """A row goes on for too long; it may be a quote that is not closed."""
+
+
 class _Rows:
     """Rows of CSV, each with the number of its first line.
 
-    A quote that is not closed would take in all that follows: after what is no row, the next line is read anew.
+    A quote that is not closed would take in all that follows, so a row has at most ``MAX_ROW_LINES`` lines and
+    ``MAX_LINE`` characters; and after what is no row, the next line is read anew.
     """
 
     def __init__(self, lines: Iterator[_Line]) -> None:
@@ -141,7 +149,7 @@ class _Rows:
             self._taken.clear()
             try:
                 row = next(rows, None)
-            except csv.Error as error:
+            except (csv.Error, _TooLong) as error:
                 first, *others = self._taken
                 reach = f" in line {others[-1].number}, to which its quote reaches" if others else ""
                 yield first.refusal or Refusal(first.number, f"the line is not CSV: {error}{reach}")
@@ -156,6 +164,15 @@ class _Rows:
                 yield self._taken[0].number, row
 
     def _texts(self) -> Iterator[str]:
-        while line := self._again.popleft() if self._again else next(self._lines, None):
+        size = 0
+        while True:
+            if not self._taken:
+                size = 0
+            elif len(self._taken) >= MAX_ROW_LINES or size > MAX_LINE:
+                raise _TooLong(f"a row has at most {MAX_ROW_LINES} lines and {MAX_LINE} characters")
+            line = self._again.popleft() if self._again else next(self._lines, None)
+            if line is None:
+                return
             self._taken.append(line)
+            size += len(line.text)
             yield line.text
