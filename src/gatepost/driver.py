@@ -174,12 +174,25 @@ async def connect(dsn: Dsn) -> DriverConnection:
     raise cannot_connect(dsn, failure) from failure
 
 
+def is_pooled(connection: Any) -> bool:
+    """Whether a pooler stands between us and Postgres: then the session of psycopg2's ``connection`` is others' too.
+
+    A pooler tells its clients a process id that it made up, since they have no server process for long.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        pid: int = cursor.fetchone()[0]
+    connection.rollback()
+    return bool(pid != connection.info.backend_pid)
+
+
 # libpq tells no SQLSTATE of a connection that failed. A server that speaks another language than English is waited
 # for like one that is not up, and its words stand in the error all the same.
 _REFUSAL = re.compile(
     r"authentication failed"  # 28P01, 28000
     r"|does not exist|is not currently accepting connections"  # role, database, CA file
     r"|is not permitted to log in|permission denied|pg_hba\.conf"
+    r"|unsupported startup parameter"  # a pooler's
     r"|no password supplied|authentication method|SSL was required|does not support SSL|certificate verify failed"
 )
 
@@ -191,6 +204,8 @@ def cannot_connect(dsn: Dsn, failure: BaseException | None) -> DatabaseUnavailab
     """
     text = " ".join(str(failure).split()) or f"no answer within {CONNECT_TIMEOUT:g} s"
     where = f"{','.join(dsn.hosts)}:{dsn.port}"
+    if "unsupported startup parameter" in text:
+        text += " (a pooler: see its ignore_startup_parameters, and docs/configuration.md)"
     kind = DatabaseRefuses if _REFUSAL.search(text) else DatabaseUnavailable
     return kind(f"cannot connect to Postgres at {where} as {dsn.user}: {text}")
 

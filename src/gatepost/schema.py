@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from gatepost.config import Config, ConfigError
 from gatepost.db import reach
-from gatepost.driver import Dsn, cannot_connect, wait_for
+from gatepost.driver import Dsn, cannot_connect, is_pooled, wait_for
 from gatepost.embedded import EmbeddedError
 from gatepost.errors import DatabaseUnavailable
 from gatepost.tables import SCHEMA, metadata
@@ -198,6 +198,11 @@ def _leave_word(*, ctx: Any, step: Any, **_: Any) -> None:
 
 
 def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -> None:
+    if is_pooled(connection.connection.driver_connection):
+        raise SchemaError(
+            "a pooler stands before this database: a migration needs a session of its own, so migrate with the "
+            "host and the port of Postgres itself (db.host, db.port)"
+        )
     # Asked for again and again: one who waited in a statement would hold a snapshot, for whose end the CREATE INDEX
     # CONCURRENTLY of the one before would wait in turn.
     while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}).scalar():
@@ -222,6 +227,10 @@ def _reading(dsn: Dsn) -> Iterator[sa.Connection]:
             raise SchemaError(f"{dsn.user} cannot read the schema in {dsn.database}: {_one_line(error)}") from error
 
 
+# Whatever the role has set for the nodes: on a large table, an index takes longer than any request may.
+_OPTIONS = "-c search_path=pg_catalog -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
+
+
 def _connect(dsn: Dsn) -> sa.Connection:
     """A connection of its own; its session, and the advisory lock with it, ends when it is closed.
 
@@ -230,9 +239,7 @@ def _connect(dsn: Dsn) -> sa.Connection:
     engine = sa.create_engine(
         "postgresql+psycopg2://",
         poolclass=sa.NullPool,
-        creator=lambda: psycopg2.connect(
-            connect_timeout=5, options="-c search_path=pg_catalog", **dsn.parameters(",".join(dsn.hosts))
-        ),
+        creator=lambda: psycopg2.connect(connect_timeout=5, options=_OPTIONS, **dsn.parameters(",".join(dsn.hosts))),
     )
     try:
         connection = engine.connect()

@@ -61,7 +61,7 @@ def import_users(  # noqa: PLR0913 (each is an option of the command)
         source = Source(source_file, _format(file, format_))
         try:
             counts = Import(connection, judge, dry_run, refuse, advanced).run(source)
-        except (ImportStopped, UnusableFile) as error:
+        except (ImportStopped, UnusableFile, queries.Pooled) as error:
             raise TransferError(f"{file}: {error}") from None
     would = "would be " if dry_run else ""
     print(  # noqa: T201

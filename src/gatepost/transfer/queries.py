@@ -11,7 +11,7 @@ import psycopg2.errors
 from gatepost import strictjson
 from gatepost.credentials import Setting, Stored, foreign
 from gatepost.credentials.kinds import InvalidSetting
-from gatepost.driver import Dsn, cannot_connect
+from gatepost.driver import Dsn, cannot_connect, is_pooled
 from gatepost.transfer.lines import Refusal
 from gatepost.transfer.users import ImportedUser
 
@@ -82,18 +82,28 @@ def connect(dsn: Dsn) -> Any:
     try:
         return psycopg2.connect(
             connect_timeout=5,
-            options="-c search_path=pg_catalog -c TimeZone=UTC",
+            options="-c search_path=pg_catalog -c TimeZone=UTC -c statement_timeout=0 "
+            "-c idle_in_transaction_session_timeout=0",
             **dsn.parameters(",".join(dsn.hosts)),
         )
     except psycopg2.OperationalError as error:
         raise cannot_connect(dsn, error) from error
 
 
+class Pooled(Exception):
+    """A pooler stands before the database; the message says what to do."""
+
+
 def prepare(connection: Any) -> None:
     """Make the staging tables, and do not wait for the disk until `finish` (measured: 4 to 10 % of the time).
 
-    Raises Gone.
+    Both belong to the session, so it must be our own. Raises Pooled, Gone.
     """
+    if is_pooled(connection):
+        raise Pooled(
+            "a pooler stands before the database: an import needs a session of its own, so import with the "
+            "host and the port of Postgres itself (db.host, db.port)"
+        )
     with connection, connection.cursor() as cursor:
         cursor.execute("SET synchronous_commit = off")
         cursor.execute(_STAGE)
@@ -170,6 +180,8 @@ def users(connection: Any) -> Iterator[str]:
     connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
     with connection, connection.cursor("users") as cursor:
         cursor.itersize = 5000
+        with connection.cursor() as setting:  # also through a pooler, which may not pass on what `connect` asks for
+            setting.execute("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
         cursor.execute(_EXPORT)
         for row in cursor:
             yield _line(*row) + "\n"
