@@ -859,11 +859,11 @@ def _removal(target: Caller, number: int) -> tuple[str, str, Any]:
 
 async def test_of_transactions_that_cross_one_waits_and_is_refused(root: Caller, client: Client, dsn: Dsn) -> None:
     """The race itself, held open: the first has not committed when the second begins."""
-    other = await an_admin(client, dsn, "other")
+    await an_admin(client, dsn, "other")
     first = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
     try:
         first.cursor().execute("UPDATE gatepost.users SET roles = '{}' WHERE canonical = 'other'")
-        second = asyncio.create_task(other("PATCH", user_path(root.id), {"roles": []}))
+        second = asyncio.create_task(root("PATCH", user_path(root.id), {"roles": []}))
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         await eventually(lambda: rows(dsn, waiting) != [(0,)])
         first.commit()
