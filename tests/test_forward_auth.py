@@ -791,3 +791,84 @@ def test_the_traefik_file_removes_what_a_client_says_of_itself_everywhere() -> N
     assert text.count("service: backend") == len(routes)
     cleared = {line.split(":")[0] for line in re.findall(r"Remote\S+: \"\"", text)}
     assert {line.split(":")[0].lower() for line in FORGED} - {name.lower() for name in cleared} == {"remote-groups"}
+    # And no router takes a path that could be read in two ways. Go writes a control character otherwise than Python.
+    rules = re.findall(r"rule: .*", text)
+    refused = {re.search(r"!PathRegexp\(`(.*?)`\)", rule)[1] for rule in rules}  # type: ignore[index]
+    (pattern,) = refused
+    assert text.count("!PathRegexp(") == len(rules) == 4
+    judge = re.compile(pattern.replace("[:cntrl:]", "\\x00-\\x1f\\x7f"))
+    assert [path for path in AMBIGUOUS if not judge.search(path.partition("?")[0])] == []
+    assert [path for path in PLAIN if judge.search(path.partition("?")[0])] == []
+
+
+# ----------------------------------------------------------------------------------------------- paths
+
+# To one program below /secret/, to another below /public/ or where nobody is asked.
+AMBIGUOUS = [
+    "/secret/../public/x",
+    "/secret/..%2fpublic/x",
+    "/secret/..%2Fpublic/x",
+    "/secret/%2e%2e/public/x",
+    "/secret/.%2E/public/x",
+    "/secret/%2e./public/x",
+    "/secret/..;/public/x",
+    "/secret/..%3b/public/x",
+    "/secret/..%5cpublic/x",
+    "/secret/..\\public/x",
+    "/secret/%252e%252e/public/x",
+    "/secret/..%252fpublic/x",
+    "/public/../secret/x",
+    "/public/..%2fsecret/x",
+    "/public/%2e%2e%2fsecret/x",
+    "/public//secret/x",
+    "//secret/x",
+    "/public/./x",
+    "/public/.",
+    "/public/..",
+    "/public/%00/x",
+    "/public/x%0d%0aSet-Cookie:x",
+    "/public/x%7f",
+    "/public/..?x",
+]
+PLAIN = [
+    "/public/x",
+    "/public/a.b/..c/d..",
+    "/public/...",
+    "/public/.well-known/x",
+    "/public/g%C3%BCnther%20x",
+    "/public/a%2eb",
+    "/public/100%25",
+    "/public/x?next=%2f..%2f//&back=../x",
+    "/public/x;y=1",
+]
+
+
+@pytest.mark.parametrize("path", AMBIGUOUS)
+async def test_a_path_that_can_be_read_in_two_ways_reaches_no_backend_with_or_without_a_session(
+    proxy: int, backend: Backend, token: str, path: str
+) -> None:
+    for headers in ([], [f"Authorization: {token}"]):
+        assert (await send(proxy, "GET", path, *headers)).status == 400
+    assert backend.seen == []
+
+
+@pytest.mark.parametrize("path", PLAIN)
+async def test_a_path_that_can_be_read_in_one_way_only_passes_as_it_is(
+    proxy: int, backend: Backend, token: str, path: str
+) -> None:
+    assert (await send(proxy, "GET", path)).status == 200
+    inside = path.replace("/public/", "/secret/")
+    assert (await send(proxy, "GET", inside)).status == 401
+    assert (await send(proxy, "GET", inside, f"Authorization: {token}")).status == 200
+    assert [seen.target for seen in backend.seen] == [path, inside]
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-Uri", "X-Original-URI"])
+async def test_the_question_itself_refuses_what_can_be_read_in_two_ways(
+    client: Client, token: str, header: str
+) -> None:
+    for path in AMBIGUOUS:
+        answer = await ask(client, f"Authorization: {token}", f"{header}: {path}")
+        assert (answer.status, answer.code) == (403, "ambiguous_path"), path
+    for path in PLAIN:
+        assert (await ask(client, f"Authorization: {token}", f"{header}: {path}")).status == 200, path

@@ -99,6 +99,12 @@ class ForeignOrigin(Forbidden):
     code = "foreign_origin"
 
 
+class AmbiguousPath(Forbidden):
+    """A proxy and the service behind it could read this path in different ways."""
+
+    code = "ambiguous_path"
+
+
 class WrongPassword(Forbidden):
     """The current password is wrong."""
 

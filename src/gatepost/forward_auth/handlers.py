@@ -1,16 +1,23 @@
 """`/authz/forward`: may this request pass? nginx (`auth_request`), Traefik and Caddy (`forward_auth`) ask it."""
 
+import re
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
-from gatepost.errors import Forbidden, ForeignOrigin, Unauthorized
+from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
 from gatepost.operation import operation
 from gatepost.sessions.guard import caller
 from gatepost.tokens import Asked
 from gatepost.web import read_query
 
+# A path that a proxy and the service behind it could read in different ways (RFC 3986 §6.2.2): dot segments, two
+# slashes, a backslash, what stands for one of them or for a control character, once encoded or twice.
+_AMBIGUOUS = re.compile(
+    r"[\\#\x00-\x20\x7f]|//|%(?:2f|5c|7f|[01][0-9a-f])|%25(?:2e|2f|5c)|(?:^|/)(?:\.|%2e){1,2}(?:[/;]|%3b|$)",
+    re.IGNORECASE,
+)
 # What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
 _NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 _ROLE = _NAME.replace(",", "")
@@ -28,14 +35,18 @@ class Demand(BaseModel):
     )
 
 
-@operation(None, query=Demand, problems=(Unauthorized, Forbidden, ForeignOrigin), check=True)
+@operation(None, query=Demand, problems=(Unauthorized, Forbidden, AmbiguousPath, ForeignOrigin), check=True)
 async def forward(request: web.Request) -> web.Response:
     """Say whose session a proxied request carries, in headers for the service behind the proxy.
 
     They are `Remote-User`, `Remote-User-Id`, `Remote-Roles` and `Remote-Session`. The method and the host that the
-    browser asked are taken from `X-Forwarded-Method` or `X-Original-Method`, and from `X-Forwarded-Host`.
+    browser asked are taken from `X-Forwarded-Method` or `X-Original-Method`, and from `X-Forwarded-Host`. A path in
+    `X-Forwarded-Uri` or `X-Original-URI` that could be read in different ways is refused, whoever asks.
     """
     demand = read_query(request, Demand)
+    for asked in (*_values(request, "X-Forwarded-Uri"), *_values(request, "X-Original-URI")):
+        if _AMBIGUOUS.search(asked.partition("?")[0]):
+            raise AmbiguousPath
     session = await caller(request, _asked(request))
     if session is None:
         raise Unauthorized  # never 429: to nginx that is an error, to its client 500
