@@ -25,6 +25,7 @@ from pathlib import Path
 import psycopg2
 
 from bench.service import Service, ServiceError
+from bench.simultaneous import AT_ONCE, COMMIT, delay_commits, measure_together
 from gatepost.config import PasswordsConfig
 from gatepost.credentials import Credentials, Stored, foreign
 from gatepost.recovery.queries import hash_code
@@ -293,6 +294,22 @@ def _run(requests: int) -> list[float]:
                     figures += found
                     print(f"\n{group.title}\n\n{table}", flush=True)
                     print(f"({time.monotonic() - began:.0f} s)", file=sys.stderr)
+            if groups[-1].title == ours().title:
+                figures += _at_once(Path(name), requests)
+    return figures
+
+
+def _at_once(folder: Path, requests: int) -> list[float]:
+    kinds = {"unknown name": _login("nobody"), "known name": _login("person"), "disabled user": _login("banned")}
+    delay_commits(folder, COMMIT)
+    with Service(folder, CONFIGURATION) as service:
+        rounds = max(requests // AT_ONCE, 1)
+        seconds = measure_together(lambda: Connection(service.port), "/user", kinds, rounds)
+    delay_commits(folder, 0)
+    table, figures = matrix(seconds, seconds)
+    print(
+        f"\n{AT_ONCE} guesses at one name at once, each commit {COMMIT // 1000} ms late (twice the same)\n\n{table}"
+    )
     return figures
 
 
