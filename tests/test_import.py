@@ -110,11 +110,15 @@ def test_csv_is_taken_too(run: Run, dsn: Dsn, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "said", "taken"),
     [
-        (['eve,"{'], ["line 3: the line is not CSV: field larger than field limit (131072) in line 1"], 20_000),
-        (['eve,"{', 'bob,"{""a"":1}"'], ["line 3: the line is not CSV: ',' expected after '\"' in line 4,"], 20_001),
+        (['eve,"{'], ["line 3: the line is not CSV: a row has at most 100 lines"], 20_000),
+        (
+            ['eve,"{', 'bob,"{""a"":1}"'],
+            ["line 3: the line is not CSV: ',' expected after '\"'; its quote reaches line 4"],
+            20_001,
+        ),
         (["\udcff", "a b,"], ["line 3: the line is not UTF-8", "line 4: username: must not contain SPACE"], 20_000),
         (['eve,"{', "\udcff", '}"'], ["line 4: the line is not UTF-8"], 20_000),
-        (["x" * 70_000, 'eve,"'], ["line 3: the line has more than", "line 4: the line is not CSV: field"], 20_000),
+        (["x" * 70_000, 'eve,"'], ["line 3: the line has more than", "line 4: the line is not CSV: a row"], 20_000),
     ],
 )
 def test_a_line_that_is_no_csv_costs_no_line_after_it(lines: list[str], said: list[str], taken: int) -> None:
@@ -122,8 +126,7 @@ def test_a_line_that_is_no_csv_costs_no_line_after_it(lines: list[str], said: li
     records = list(Source(io.BytesIO(text.encode("utf-8", "surrogateescape")), "csv").records())
     judged = [Judge()(record) if isinstance(record, Record) else record for record in records]
     refused = [f"line {one.line}: {one.reason}" for one in judged if isinstance(one, Refusal)]
-    assert len(refused) == len(said)
-    assert all(line.startswith(begin) for line, begin in zip(refused, said, strict=True))
+    assert [line[: len(begin)] for line, begin in zip(refused, said, strict=True)] == said
     assert len(judged) - len(refused) == taken
 
 

@@ -23,8 +23,9 @@ _LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII)
 _SESSION_COOKIES = re.compile(
     rf"(?:\A|;)[ \t]*({re.escape(_COOKIE)}|{re.escape(_LOCAL_COOKIE)})(=[^;]*|[ \t]*)(?=;|\Z)"
 )
-# A browser sends one (RFC 6265 §5.4); a proxy that comes from HTTP/2 may leave a few.
-_MAX_COOKIE_HEADERS = 8
+# Characters of all Cookie headers together: a browser sends one header (RFC 6265 §5.4), which aiohttp bounds at 8 KB;
+# a proxy that comes from HTTP/2 may leave several. More than that is read as no cookie.
+_MAX_COOKIES = 16 * 1024
 _SAFE_METHODS = {hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS}
 _SEC_FETCH_SITE = "Sec-Fetch-Site"
 
@@ -68,9 +69,11 @@ def _session_cookie(request: web.Request, host: str) -> tuple[str, str] | None:
     as one with the ``__Host-`` that browsers keep from it.
     """
     given: dict[str, set[str]] = {}
-    for header in request.headers.getall(hdrs.COOKIE, ())[:_MAX_COOKIE_HEADERS]:
-        for name, value in _SESSION_COOKIES.findall(header):
-            given.setdefault(name, set()).add(value[1:].rstrip(" \t"))
+    cookies = ";".join(request.headers.getall(hdrs.COOKIE, ()))
+    if len(cookies) > _MAX_COOKIES:
+        return None
+    for name, value in _SESSION_COOKIES.findall(cookies):
+        given.setdefault(name, set()).add(value[1:].rstrip(" \t"))
     names = (_COOKIE, _LOCAL_COOKIE) if _is_local(request, host) else (_COOKIE,)
     for name in names:
         if values := given.get(name):

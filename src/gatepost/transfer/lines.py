@@ -151,7 +151,7 @@ class _Rows:
                 row = next(rows, None)
             except (csv.Error, _TooLong) as error:
                 first, *others = self._taken
-                reach = f" in line {others[-1].number}, to which its quote reaches" if others else ""
+                reach = f"; its quote reaches line {others[-1].number}" if others else ""
                 yield first.refusal or Refusal(first.number, f"the line is not CSV: {error}{reach}")
                 self._again.extendleft(reversed(others))
                 rows = csv.reader(self._texts(), strict=True)
