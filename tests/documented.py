@@ -64,15 +64,21 @@ class Documented:
     def _find(self, request: web.Request, status: int) -> Json | None:
         """The response object of this answer."""
         route = request.match_info.route
-        names = {500: "InternalError"}
-        operation: Json = {}
         if route.resource is None or route.method == hdrs.METH_ANY:
-            names |= {404: "NotFound", 405: "MethodNotAllowed"}
-        else:
-            method = "get" if request.method == hdrs.METH_HEAD else request.method.lower()
-            operation = self._document["paths"].get(route.resource.canonical, {}).get(method, {})
-        name = names.get(status)
+            return self._of_no_operation(status)
+        method = "get" if request.method == hdrs.METH_HEAD else request.method.lower()
+        operation = self._document["paths"].get(route.resource.canonical, {}).get(method, {})
         found: Json | None = operation.get("responses", {}).get(str(status))
-        if found and "$ref" in found:
-            name = found["$ref"].rpartition("/")[2]
-        return self._document["components"]["responses"][name] if name else found
+        return self._shared(found["$ref"].rpartition("/")[2]) if found and "$ref" in found else found
+
+    def _of_no_operation(self, status: int) -> Json | None:
+        """Another path, and another method of a path: the document's description tells of both."""
+        if status == 405:
+            schema = {"$ref": "urn:api#/components/schemas/ProblemDocument"}
+            headers = [*self._shared("NotFound")["headers"], hdrs.ALLOW]
+            return {"headers": headers, "content": {"application/problem+json": {"schema": schema}}}
+        return self._shared({404: "NotFound", 500: "InternalError"}[status])
+
+    def _shared(self, name: str) -> Json:
+        found: Json = self._document["components"]["responses"][name]
+        return found

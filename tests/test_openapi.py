@@ -58,6 +58,40 @@ def test_the_document_is_valid_openapi_3_1() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "$ref" and isinstance(value, str))
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from references(inner)
+
+
+def test_every_reference_leads_to_a_component_and_every_component_is_used() -> None:
+    used = set(references(DOCUMENT))
+    parts = DOCUMENT["components"].items()
+    named = {f"#/components/{part}/{name}" for part, things in parts if part != "securitySchemes" for name in things}
+    assert used == named
+
+
+def test_no_two_schemas_have_one_name() -> None:
+    """Generators name a class after the title: of two titled ``Change`` they made one, and lost an operation."""
+    titles = [schema["title"] for schema in DOCUMENT["components"]["schemas"].values() if "title" in schema]
+    assert titles == []
+
+
+def test_every_operation_says_how_it_is_refused_and_whether_it_needs_a_token() -> None:
+    for route, operation in OPERATIONS.items():
+        assert any(status.startswith("4") for status in operation["responses"]), route
+        assert {"bad_request", "internal_error"} <= codes(operation), route
+        assert isinstance(operation["security"], list), route
+
+
+def test_every_tag_is_described_and_used() -> None:
+    assert all(tag["description"].endswith((".", "?")) for tag in DOCUMENT["tags"])
+    assert {tag["name"] for tag in DOCUMENT["tags"]} == {name for one in OPERATIONS.values() for name in one["tags"]}
+
+
 def test_every_route_is_in_it_and_nothing_else(client: Client) -> None:
     assert client.app is not None
     mounted = {(r.method, r.resource.canonical) for r in client.app.router.routes() if r.resource}
@@ -126,10 +160,10 @@ async def test_the_document_is_made_when_somebody_asks_for_it_and_holds_up_nobod
 
 def test_who_must_be_signed_in_and_as_what_is_said() -> None:
     for route, operation in OPERATIONS.items():
-        roles = {role for scheme in operation.get("security", []) for scopes in scheme.values() for role in scopes}
+        roles = {role for scheme in operation["security"] for scopes in scheme.values() for role in scopes}
         handler = NAMED[route]
         assert roles == {role for role in [GUARDED.get(handler)] if role}, route
-        assert ("security" in operation) == ("unauthorized" in codes(operation)), route
+        assert bool(operation["security"]) == ("unauthorized" in codes(operation)), route
         if handler in GUARDED:
             assert {"unauthorized", "two_authorizations", "database_unavailable"} <= codes(operation), route
 

@@ -6,11 +6,10 @@ from typing import NamedTuple, NotRequired
 from typing_extensions import TypedDict
 
 from gatepost.errors import (
+    BadRequest,
     BodyTooLarge,
     FieldError,
     InvalidBody,
-    MethodNotAllowed,
-    NotFound,
     Problem,
     RequestTimeout,
     Unauthorized,
@@ -76,9 +75,5 @@ TOKEN = (
     Refusal(400, "two_authorizations", "There are two Authorization headers."),
     Refusal.of(Unauthorized),
 )
-# Answers of no operation in particular: to a path or a method that is not here, and after a fault.
-ANYWHERE = (
-    Refusal.of(Problem),
-    Refusal.of(NotFound),
-    Refusal.of(MethodNotAllowed)._replace(headers=("Allow",)),
-)
+# Whatever is asked for: what came may be no HTTP, and a fault may be ours.
+ANYWHERE = (Refusal.of(BadRequest), Refusal.of(Problem))
