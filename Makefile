@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
+# Processes that test at once: one more than processors, since tests also wait.
+SIDE_BY_SIDE ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
+
 # The tests of what rests on aiohttp's private parts.
 COMPAT := ways_in wire stopping bad_input http
 
@@ -20,8 +23,8 @@ dev: $(VENV)/developer ## The same, started anew whenever the source changes.
 	@$(BIN)/adev runserver src/gatepost/server.py --app-factory create_app --root . --no-livereload \
 		--port $${GATEPOST_WEBSERVER__PORT:-8000}
 
-test: $(VENV)/developer ## Run the whole test suite.
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/developer ## Run the whole test suite; ARGS="-k login" for a part of it.
+	@$(BIN)/python -m pytest -n $(SIDE_BY_SIDE) --dist worksteal $(ARGS)
 
 faults: $(VENV)/developer ## Break Postgres, the network and Gatepost under load; ARGS=--quick for a short form.
 	@$(BIN)/python -m pytest -m fault tests/faults $(ARGS)
