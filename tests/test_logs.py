@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from gatepost import logs
 from gatepost.config import WebServerConfig
 from gatepost.db import Dsn
+from gatepost.telemetry import logs
 from tests.gatepost_process import environment, until
 from tests.test_server import environment_of
 
 SAY = """
 import asyncio, logging, os, sys, warnings
-from gatepost import logs
+from gatepost.telemetry import logs
 from gatepost.config import WebServerConfig
 from gatepost.config import LogConfig
 logs.LAST_WORDS = 60  # whoever reads them may be slow

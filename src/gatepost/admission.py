@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from gatepost.addresses import Network, peer, within
 from gatepost.config import Config, ConfigError
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 # On the operators' own address.
 OPERATOR_CONNECTIONS = 100

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gatepost.errors import Problem
 from gatepost.jitter import jitter
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 # Rows in one statement: a lock held for milliseconds.
 BATCH = 1000

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gatepost import logs, names, schema
+from gatepost import names, schema
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
@@ -21,6 +21,7 @@ from gatepost.ops import openapi
 from gatepost.routes import ROUTES
 from gatepost.runner import PurePythonParser
 from gatepost.server import WebServer
+from gatepost.telemetry import logs
 from gatepost.transfer import commands as transfer
 
 app = typer.Typer(

@@ -18,7 +18,7 @@ import psycopg2.extensions
 from gatepost.config import DbConfig
 from gatepost.embedded import Server
 from gatepost.errors import DatabaseRefuses, DatabaseUnavailable
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 # In seconds. A client has its answer within 2, also when the database hangs, so less than that is the database's.
 # The server gives up a little before we do: its error leaves the connection usable, ours has to throw it away.

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from gatepost.listen import BACKLOG
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 T = TypeVar("T")
 

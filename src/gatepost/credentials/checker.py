@@ -15,7 +15,7 @@ from gatepost.credentials.population import Population, stored_schemes
 from gatepost.db import Connection, Database, Statement
 from gatepost.deployment import deployment_key
 from gatepost.errors import Problem, Unavailable
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

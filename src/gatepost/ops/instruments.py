@@ -4,7 +4,6 @@ import math
 import time
 from typing import Any
 
-from gatepost import logs
 from gatepost.admission import Admission
 from gatepost.credentials import Credentials
 from gatepost.db import Database
@@ -12,6 +11,7 @@ from gatepost.errors import DatabaseUnavailable
 from gatepost.metrics import Metrics
 from gatepost.ops import queries
 from gatepost.sessions.lookup import Lookup
+from gatepost.telemetry import logs
 
 # Seconds that an answer of the database's about itself is good for: many may scrape.
 EVERY = 10.0

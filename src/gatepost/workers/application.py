@@ -20,10 +20,10 @@ from gatepost.db import Database, Dsn
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
-from gatepost.logs import log
 from gatepost.routes import api_document
 from gatepost.runner import require_parser
 from gatepost.server import Given, WebServer
+from gatepost.telemetry.logs import log
 from gatepost.workers.arbiter import Arbiter
 from gatepost.workers.worker import Worker
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import gunicorn.arbiter
 from gunicorn.errors import HaltServer
 
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 if TYPE_CHECKING:
     from gatepost.workers.application import Workers

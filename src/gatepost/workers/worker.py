@@ -10,7 +10,7 @@ from gunicorn.arbiter import Arbiter
 from gatepost.config import Config
 from gatepost.driver import TRY_AGAIN
 from gatepost.errors import DatabaseUnavailable
-from gatepost.logs import log
+from gatepost.telemetry.logs import log
 
 if TYPE_CHECKING:
     from gatepost.server import WebServer
