@@ -26,11 +26,11 @@ from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.credentials.kinds import Kind
 from gatepost.db import Database, Dsn
-from gatepost.metrics import BUCKETS, Metrics, worker_ended
 from gatepost.ops import instruments
 from gatepost.routes import ROUTES
 from gatepost.server import WebServer
 from gatepost.sessions import upkeep
+from gatepost.telemetry.metrics import BUCKETS, Metrics, worker_ended
 from gatepost.throttle import Limit, Throttle
 from tests.conftest import (
     PASSWORD,
@@ -328,7 +328,7 @@ async def test_two_servers_in_one_process_count_apart(config: Config, start_serv
 def test_processes_that_share_their_metrics_are_shown_together() -> None:
     script = """
 import json, os, sys
-from gatepost import metrics
+from gatepost.telemetry import metrics
 folder = metrics.share()
 assert os.stat(folder).st_mode & 0o777 == 0o700
 workers = []
@@ -363,7 +363,7 @@ print(json.dumps([both, one, folder.exists()]))
 def test_a_scrape_while_a_process_begins_to_count_reads_no_file_that_is_half_made() -> None:
     script = """
 import os
-from gatepost import metrics
+from gatepost.telemetry import metrics
 folder = metrics.share()
 from prometheus_client import CollectorRegistry, mmap_dict, multiprocess
 class Os:  # a scrape comes in each time that a file has been opened and is empty yet
@@ -390,7 +390,7 @@ def test_what_killed_processes_have_shared_is_removed_at_the_next_start_and_that
     # One forked is as good as the first, whose end it outlives.
     script = """
 import os, sys
-from gatepost import metrics
+from gatepost.telemetry import metrics
 folder = metrics.share()
 if os.fork():
     os._exit(0)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 from gatepost.errors import Problem, TooManyAttempts, Unavailable
-from gatepost.metrics import BUCKETS, OUTCOMES, Durations, Metrics
 from gatepost.operation import Operation
 from gatepost.telemetry.logs import log
+from gatepost.telemetry.metrics import BUCKETS, OUTCOMES, Durations, Metrics
 
 if TYPE_CHECKING:
     from prometheus_client import Counter

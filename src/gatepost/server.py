@@ -21,7 +21,6 @@ from gatepost.driver import ANSWER_TIMEOUT
 from gatepost.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
-from gatepost.metrics import Metrics
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
@@ -35,6 +34,7 @@ from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.telemetry.logs import OneWarning, log
+from gatepost.telemetry.metrics import Metrics
 from gatepost.throttle import Throttle
 from gatepost.unjudged import Unjudged
 from gatepost.web import (

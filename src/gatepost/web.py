@@ -27,10 +27,10 @@ from gatepost.errors import (
     Problem,
     UnsupportedMediaType,
 )
-from gatepost.metrics import ABANDONED, Metrics
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.serving import Stopping
 from gatepost.telemetry.logs import OneWarning
+from gatepost.telemetry.metrics import ABANDONED, Metrics
 from gatepost.throttle import Throttle
 from gatepost.unjudged import Unjudged
 

@@ -8,10 +8,10 @@ from gatepost.admission import Admission
 from gatepost.credentials import Credentials
 from gatepost.db import Database
 from gatepost.errors import DatabaseUnavailable
-from gatepost.metrics import Metrics
 from gatepost.ops import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.telemetry import logs
+from gatepost.telemetry.metrics import Metrics
 
 # Seconds that an answer of the database's about itself is good for: many may scrape.
 EVERY = 10.0

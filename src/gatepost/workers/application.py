@@ -13,7 +13,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from gatepost import metrics, schema
+from gatepost import schema
 from gatepost.config import Config, ConfigError
 from gatepost.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.db import Database, Dsn
@@ -23,6 +23,7 @@ from gatepost.listen import bind
 from gatepost.routes import api_document
 from gatepost.runner import require_parser
 from gatepost.server import Given, WebServer
+from gatepost.telemetry import metrics
 from gatepost.telemetry.logs import log
 from gatepost.workers.arbiter import Arbiter
 from gatepost.workers.worker import Worker
