@@ -16,7 +16,7 @@ from typing import Self
 from bench import processes
 from gatepost.config import ThrottleConfig
 from gatepost.db import Dsn
-from gatepost.embedded import EmbeddedPostgres, Server
+from gatepost.postgres.embedded import EmbeddedPostgres, Server
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0

@@ -17,8 +17,8 @@ from gatepost.credentials import Credentials
 from gatepost.credentials.hashing import Derived, derive
 from gatepost.credentials.kinds import parse
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
-from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import hash_token

@@ -36,7 +36,7 @@ from gatepost.config import (
 )
 from gatepost.db import Database, Dsn
 from gatepost.driver import DriverConnection
-from gatepost.embedded import EmbeddedPostgres
+from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
 from tests.documented import Documented
 from tests.patience import patience

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg2
 
-from gatepost.embedded import EmbeddedError, EmbeddedPostgres, Server
+from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres, Server
 
 
 def tell(**facts: object) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gatepost import db, driver, pool
-from gatepost.embedded import EmbeddedPostgres
+from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
 
 FACTOR = 10

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from gatepost.embedded import EmbeddedError, EmbeddedPostgres, Server, binaries
+from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres, Server, binaries
 from tests.gatepost_process import until
 
 OWNER = Path(__file__).with_name("embedded_owner.py")
@@ -447,7 +447,7 @@ def test_a_big_log_starts_anew(make: Make, folder: Path, monkeypatch: pytest.Mon
     postgres = make()
     postgres.start()
     postgres.stop()
-    monkeypatch.setattr("gatepost.embedded.server.LOG_BYTES", 10)
+    monkeypatch.setattr("gatepost.postgres.embedded.server.LOG_BYTES", 10)
     postgres.start()
     assert (folder / "data/postgres.log").read_text().count("starting PostgreSQL") == 1
 

@@ -19,8 +19,8 @@ from aiohttp import web
 
 from gatepost.config import Config, DbConfig, WebServerConfig
 from gatepost.db import Dsn
-from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows, status_of
 from tests.gatepost_process import Process, environment, gatepost, running, until

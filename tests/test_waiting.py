@@ -12,8 +12,8 @@ import pytest
 from gatepost import schema
 from gatepost.db import Dsn
 from gatepost.driver import cannot_connect
-from gatepost.embedded import EmbeddedPostgres
 from gatepost.errors import DatabaseRefuses
+from gatepost.postgres.embedded import EmbeddedPostgres
 from tests.conftest import rows
 from tests.gatepost_process import environment, gatepost
 from tests.test_server import environment_of

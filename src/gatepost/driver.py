@@ -16,8 +16,8 @@ import psycopg2
 import psycopg2.extensions
 
 from gatepost.config import DbConfig
-from gatepost.embedded import Server
 from gatepost.errors import DatabaseRefuses, DatabaseUnavailable
+from gatepost.postgres.embedded import Server
 from gatepost.telemetry.logs import log
 
 # In seconds. A client has its answer within 2, also when the database hangs, so less than that is the database's.

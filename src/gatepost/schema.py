@@ -25,8 +25,8 @@ import sqlalchemy as sa
 from gatepost.config import Config, ConfigError
 from gatepost.db import reach
 from gatepost.driver import Dsn, cannot_connect, is_pooled, wait_for
-from gatepost.embedded import EmbeddedError
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.embedded import EmbeddedError
 from gatepost.tables import SCHEMA, metadata
 
 # Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails

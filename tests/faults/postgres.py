@@ -16,7 +16,7 @@ import psycopg2
 from bench.processes import descendants
 
 from gatepost.driver import Dsn
-from gatepost.embedded.binaries import copy_for_others, find_binaries
+from gatepost.postgres.embedded.binaries import copy_for_others, find_binaries
 
 PASSWORD = "a-secret-of-the-fault-tests"
 START_TIMEOUT = 300.0

@@ -11,8 +11,8 @@ therefore handed the folder as an open descriptor and uses `/proc/self/fd/<n>`, 
 `server`; each of these knows only those before it.
 """
 
-from gatepost.embedded.errors import EmbeddedError
-from gatepost.embedded.server import Server
-from gatepost.embedded.supervisor import EmbeddedPostgres
+from gatepost.postgres.embedded.errors import EmbeddedError
+from gatepost.postgres.embedded.server import Server
+from gatepost.postgres.embedded.supervisor import EmbeddedPostgres
 
 __all__ = ["EmbeddedError", "EmbeddedPostgres", "Server"]

@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gatepost.embedded.binaries import Binaries
-from gatepost.embedded.cluster import PORT, settings
-from gatepost.embedded.errors import EmbeddedError, last_lines
-from gatepost.embedded.folder import DataFolder
+from gatepost.postgres.embedded.binaries import Binaries
+from gatepost.postgres.embedded.cluster import PORT, settings
+from gatepost.postgres.embedded.errors import EmbeddedError, last_lines
+from gatepost.postgres.embedded.folder import DataFolder
 
 LOG_BYTES = 8 * 1024 * 1024
 SOCKET_PATH_BYTES = 103  # macOS; Linux allows 107

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psycopg2
 
-from gatepost.embedded.binaries import choose_binaries
-from gatepost.embedded.cluster import PORT, ensure_cluster
-from gatepost.embedded.errors import EmbeddedError, last_lines
-from gatepost.embedded.folder import DataFolder, has_owner, parse_record
-from gatepost.embedded.server import Server, ServerProcess
+from gatepost.postgres.embedded.binaries import choose_binaries
+from gatepost.postgres.embedded.cluster import PORT, ensure_cluster
+from gatepost.postgres.embedded.errors import EmbeddedError, last_lines
+from gatepost.postgres.embedded.folder import DataFolder, has_owner, parse_record
+from gatepost.postgres.embedded.server import Server, ServerProcess
 
 _RECORDED = ("socket_dir", "port", "user", "database", "pid")  # of a Server, for attach(); the rest is secret
 

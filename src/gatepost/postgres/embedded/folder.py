@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gatepost.embedded.errors import EmbeddedError
+from gatepost.postgres.embedded.errors import EmbeddedError
 
 
 class DataFolder:

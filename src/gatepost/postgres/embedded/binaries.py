@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatepost.embedded.errors import EmbeddedError
-from gatepost.embedded.folder import DataFolder
+from gatepost.postgres.embedded.errors import EmbeddedError
+from gatepost.postgres.embedded.folder import DataFolder
 
 OLDEST = 15  # major version
 CACHE = Path("/var/cache/gatepost")  # binaries an ordinary user can reach; used only when we are root

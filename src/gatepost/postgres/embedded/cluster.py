@@ -3,9 +3,9 @@
 import secrets
 import time
 
-from gatepost.embedded.binaries import Binaries
-from gatepost.embedded.errors import EmbeddedError, last_lines
-from gatepost.embedded.folder import DataFolder
+from gatepost.postgres.embedded.binaries import Binaries
+from gatepost.postgres.embedded.errors import EmbeddedError, last_lines
+from gatepost.postgres.embedded.folder import DataFolder
 
 PORT = 5432  # nothing listens on it: it only names the socket
 
