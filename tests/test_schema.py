@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 
 from gatepost import schema
 from gatepost.db import Dsn
-from gatepost.tables import SCHEMA, metadata
+from gatepost.postgres.tables import SCHEMA, metadata
 from tests.conftest import PostgresServer, rows
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from gatepost.db import reach
 from gatepost.driver import Dsn, cannot_connect, is_pooled, wait_for
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres.embedded import EmbeddedError
-from gatepost.tables import SCHEMA, metadata
+from gatepost.postgres.tables import SCHEMA, metadata
 
 # Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails
 # before that, and is tried again later.

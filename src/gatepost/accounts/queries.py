@@ -10,8 +10,8 @@ from gatepost.accounts.profile import too_large
 from gatepost.credentials import Stored
 from gatepost.db import Connection, Statement, naming
 from gatepost.errors import UsernameTaken
+from gatepost.postgres.tables import passwords, users
 from gatepost.sessions.session import User
-from gatepost.tables import passwords, users
 
 _CREATE = Statement("""
     WITH account AS (

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
 from gatepost.db import Connection, Statement, array
+from gatepost.postgres.tables import passwords
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
-from gatepost.tables import passwords
 from gatepost.throttle import Bucket, Taken, judge, parameters
 
 # A function in the database (migration 0007), because Postgres keeps its plan: as SQL from here, planning took 75 us
