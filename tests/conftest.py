@@ -35,7 +35,7 @@ from gatepost.config import (
     WebServerConfig,
 )
 from gatepost.db import Database, Dsn
-from gatepost.driver import DriverConnection
+from gatepost.postgres.connection import DriverConnection
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
 from tests.documented import Documented

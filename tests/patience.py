@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gatepost import db, driver, pool
+from gatepost import db, pool
+from gatepost.postgres import connection
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
 
@@ -23,11 +24,11 @@ def _longer(limit: re.Match[str]) -> str:
 
 
 _OURS: list[tuple[Any, str, Any]] = [
-    *((module, "ANSWER_TIMEOUT", module.ANSWER_TIMEOUT * FACTOR) for module in (driver, db, lookup)),
+    *((module, "ANSWER_TIMEOUT", module.ANSWER_TIMEOUT * FACTOR) for module in (connection, db, lookup)),
     *((module, "ACQUIRE_TIMEOUT", module.ACQUIRE_TIMEOUT * FACTOR) for module in (pool, db, lookup)),
-    (driver, "CONNECT_TIMEOUT", driver.CONNECT_TIMEOUT * FACTOR),
+    (connection, "CONNECT_TIMEOUT", connection.CONNECT_TIMEOUT * FACTOR),
     (EmbeddedPostgres.start, "__kwdefaults__", {"timeout": 300.0}),
-    (driver, "_OPTIONS", re.sub(r"\b(statement_timeout|lock_timeout)=(\d+)", _longer, driver._OPTIONS)),
+    (connection, "_OPTIONS", re.sub(r"\b(statement_timeout|lock_timeout)=(\d+)", _longer, connection._OPTIONS)),
     # What comes once a minute does not come into a test that takes longer than that.
     (upkeep, "INTERVAL", 3600.0),
 ]

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from gatepost.driver import Dsn
+from gatepost.postgres.connection import Dsn
 
 
 class Proxy:

@@ -11,10 +11,11 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from gatepost import driver, pool
+from gatepost import pool
 from gatepost.db import Connection, Database, Dsn, Statement
 from gatepost.errors import DatabaseUnavailable
 from gatepost.pool import Pool
+from gatepost.postgres import connection
 from tests.conftest import (
     PASSWORD,
     Client,
@@ -259,7 +260,7 @@ async def test_waiters_get_the_connection_of_a_cancelled_holder(dsn: Dsn) -> Non
 
 
 async def test_a_connect_that_hangs_holds_nobody_else_up(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "CONNECT_TIMEOUT", 3.0)
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 3.0)
     async with proxy(dsn) as network:
         connections = Pool(network.dsn(), 3)
         good = await connections.acquire()
@@ -278,7 +279,7 @@ async def test_a_connect_that_hangs_holds_nobody_else_up(dsn: Dsn, monkeypatch: 
 async def test_the_hosts_are_tried_in_order_past_dead_and_silent_ones(
     dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "CONNECT_TIMEOUT", 3.0)
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 3.0)
     async with proxy(dsn) as network, proxy(dsn, address="127.0.0.3", port=network.port) as silent:
         silent.silent = True
         database = await Database.open(network.dsn("127.0.0.2", "127.0.0.3", "localhost"), 1)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gatepost import driver, pool
+from gatepost import pool
 from gatepost.config import Config
 from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres import connection
 from gatepost.sessions import lookup as lookup_module
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
@@ -221,7 +222,7 @@ async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that
 ) -> None:
     first, second = seed(dsn, 2)
     # Not so long before that one fails as to be given up with it: it has a query of its own, which hangs too.
-    ahead = driver.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05
+    ahead = connection.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05
 
     async def both() -> None:
         hanging = asyncio.create_task(lookup.find(first))
@@ -232,7 +233,7 @@ async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that
             await hanging
 
     with locked(dsn, "sessions"):
-        most = ahead + driver.ANSWER_TIMEOUT + 0.15
+        most = ahead + connection.ANSWER_TIMEOUT + 0.15
         assert await quickest(both, most) < most
 
 

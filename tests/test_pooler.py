@@ -156,7 +156,7 @@ def test_a_pooler_that_takes_no_options_is_said_to_be_one(
     pooled: Dsn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = "unsupported startup parameter: options"
-    from gatepost.driver import cannot_connect
+    from gatepost.postgres.connection import cannot_connect
 
     told = str(cannot_connect(pooled, psycopg2.OperationalError(text)))
     assert "ignore_startup_parameters" in told

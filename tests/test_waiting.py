@@ -11,8 +11,8 @@ import pytest
 
 from gatepost import schema
 from gatepost.db import Dsn
-from gatepost.driver import cannot_connect
 from gatepost.errors import DatabaseRefuses
+from gatepost.postgres.connection import cannot_connect
 from gatepost.postgres.embedded import EmbeddedPostgres
 from tests.conftest import rows
 from tests.gatepost_process import environment, gatepost

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from aiopg.sa.engine import get_dialect
 
 from gatepost.config import DbConfig
-from gatepost.driver import ANSWER_TIMEOUT, DriverConnection, Dsn
 from gatepost.errors import DatabaseUnavailable, NotPermitted, Problem
 from gatepost.pool import ACQUIRE_TIMEOUT, Pool
+from gatepost.postgres.connection import ANSWER_TIMEOUT, DriverConnection, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 
 __all__ = ["Connection", "Database", "Dsn", "Statement", "array", "naming", "reach"]

@@ -6,8 +6,8 @@ hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
 
 import asyncio
 
-from gatepost.driver import DriverConnection, Dsn, connect
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.connection import DriverConnection, Dsn, connect
 
 # Seconds.
 ACQUIRE_TIMEOUT = 0.5

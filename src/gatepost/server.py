@@ -17,13 +17,13 @@ from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
-from gatepost.driver import ANSWER_TIMEOUT
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
+from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser

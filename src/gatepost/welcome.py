@@ -2,8 +2,8 @@
 
 from gatepost.config import Config
 from gatepost.credentials import share
-from gatepost.driver import Dsn
 from gatepost.listen import in_url
+from gatepost.postgres.connection import Dsn
 
 
 def welcome(config: Config, dsn: Dsn, port: int, operators_port: int | None, hash_kib: int) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 from bench.processes import descendants
 
-from gatepost.driver import Dsn
+from gatepost.postgres.connection import Dsn
 from gatepost.postgres.embedded.binaries import copy_for_others, find_binaries
 
 PASSWORD = "a-secret-of-the-fault-tests"

@@ -8,8 +8,8 @@ from aiohttp.worker import GunicornWebWorker
 from gunicorn.arbiter import Arbiter
 
 from gatepost.config import Config
-from gatepost.driver import TRY_AGAIN
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.connection import TRY_AGAIN
 from gatepost.telemetry.logs import log
 
 if TYPE_CHECKING:
