@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from gatepost import db, pool
-from gatepost.postgres import connection
+from gatepost import db
+from gatepost.postgres import connection, pool
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
 

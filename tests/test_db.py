@@ -11,11 +11,10 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from gatepost import pool
 from gatepost.db import Connection, Database, Dsn, Statement
 from gatepost.errors import DatabaseUnavailable
-from gatepost.pool import Pool
-from gatepost.postgres import connection
+from gatepost.postgres import connection, pool
+from gatepost.postgres.pool import Pool
 from tests.conftest import (
     PASSWORD,
     Client,

@@ -10,12 +10,13 @@ from typing import Any
 import psycopg2
 import pytest
 
-from gatepost import db, pool
+from gatepost import db
 from gatepost.config import Config, SessionsConfig, ThrottleConfig
 from gatepost.credentials import Credentials, hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.db import Dsn
 from gatepost.errors import Overloaded
+from gatepost.postgres import pool
 from gatepost.sessions import failures
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS

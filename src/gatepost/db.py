@@ -18,9 +18,9 @@ from aiopg.sa.engine import get_dialect
 
 from gatepost.config import DbConfig
 from gatepost.errors import DatabaseUnavailable, NotPermitted, Problem
-from gatepost.pool import ACQUIRE_TIMEOUT, Pool
 from gatepost.postgres.connection import ANSWER_TIMEOUT, DriverConnection, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
+from gatepost.postgres.pool import ACQUIRE_TIMEOUT, Pool
 
 __all__ = ["Connection", "Database", "Dsn", "Statement", "array", "naming", "reach"]
 
