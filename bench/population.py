@@ -15,7 +15,7 @@ import psycopg2.extensions
 from bench.report import Figure, Target
 from bench.service import Service, ServiceError
 from gatepost.admin import queries as admin
-from gatepost.db import Statement
+from gatepost.postgres.database import Statement
 from gatepost.sessions import queries as sessions
 
 # Of one password, in the form and at the costs of our own.

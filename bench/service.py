@@ -15,7 +15,7 @@ from typing import Self
 
 from bench import processes
 from gatepost.config import ThrottleConfig
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres, Server
 
 START_TIMEOUT = 60.0

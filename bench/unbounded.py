@@ -16,8 +16,8 @@ from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import Credentials
 from gatepost.credentials.hashing import Derived, derive
 from gatepost.credentials.kinds import parse
-from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup

@@ -34,8 +34,8 @@ from gatepost.config import (
     ThrottleConfig,
     WebServerConfig,
 )
-from gatepost.db import Database, Dsn
 from gatepost.postgres.connection import DriverConnection
+from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
 from tests.documented import Documented

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from gatepost import db
-from gatepost.postgres import connection, pool
+from gatepost.postgres import connection, database, pool
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
 
@@ -24,8 +23,8 @@ def _longer(limit: re.Match[str]) -> str:
 
 
 _OURS: list[tuple[Any, str, Any]] = [
-    *((module, "ANSWER_TIMEOUT", module.ANSWER_TIMEOUT * FACTOR) for module in (connection, db, lookup)),
-    *((module, "ACQUIRE_TIMEOUT", module.ACQUIRE_TIMEOUT * FACTOR) for module in (pool, db, lookup)),
+    *((module, "ANSWER_TIMEOUT", module.ANSWER_TIMEOUT * FACTOR) for module in (connection, database, lookup)),
+    *((module, "ACQUIRE_TIMEOUT", module.ACQUIRE_TIMEOUT * FACTOR) for module in (pool, database, lookup)),
     (connection, "CONNECT_TIMEOUT", connection.CONNECT_TIMEOUT * FACTOR),
     (EmbeddedPostgres.start, "__kwdefaults__", {"timeout": 300.0}),
     (connection, "_OPTIONS", re.sub(r"\b(statement_timeout|lock_timeout)=(\d+)", _longer, connection._OPTIONS)),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatepost.config import AccountsConfig, Config, PasswordsConfig
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, Client, StartServer, log_in, register, rows, status_of
 
 

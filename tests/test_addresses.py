@@ -7,7 +7,7 @@ import pytest
 
 from gatepost import addresses
 from gatepost.config import Config
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import Client, StartServer, log_in, register, rows
 
 CLIENT = "203.0.113.5"

@@ -13,7 +13,7 @@ import pytest
 
 from gatepost.admin import cursor
 from gatepost.config import AccountsConfig, Config
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import (
     PASSWORD,
     Client,

@@ -16,7 +16,7 @@ from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.credentials.kinds import Kind
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.web import CREDENTIALS
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg2
 import pytest
 
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
 from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows

@@ -18,8 +18,8 @@ import pytest
 from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.credentials import hashing
-from gatepost.db import Dsn
 from gatepost.errors import BadRequest
+from gatepost.postgres.database import Dsn
 from tests.conftest import (
     PASSWORD,
     UNLIMITED,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.schema import newest
 from tests.conftest import PASSWORD, rows

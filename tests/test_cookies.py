@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gatepost.config import Config, WebServerConfig
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of
 from tests.test_bad_input import Answer, exchange
 

@@ -26,8 +26,8 @@ from gatepost.credentials import (
 )
 from gatepost.credentials import password as module
 from gatepost.credentials.kinds import Kind, with_salt
-from gatepost.db import Database, Dsn
 from gatepost.errors import Overloaded, Unavailable
+from gatepost.postgres.database import Database, Dsn
 from tests.conftest import CHEAP, PASSWORD, eventually, rows
 
 KEY = b"k" * 32

@@ -11,9 +11,9 @@ import psycopg2
 import pytest
 import sqlalchemy as sa
 
-from gatepost.db import Connection, Database, Dsn, Statement
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres import connection, pool
+from gatepost.postgres.database import Connection, Database, Dsn, Statement
 from gatepost.postgres.pool import Pool
 from tests.conftest import (
     PASSWORD,

@@ -12,7 +12,7 @@ import pytest
 
 from gatepost import background, events
 from gatepost.config import Config
-from gatepost.db import Database, Dsn
+from gatepost.postgres.database import Database, Dsn
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows, status_of
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import pytest
 
 from gatepost import admission
 from gatepost.accounts.export_queries import PAGE
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import Client, eventually, log_in, rows
 from tests.test_my_account import bearer
 from tests.test_wire import Serve, port_of, serve, server_of

@@ -15,7 +15,7 @@ from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import Credentials, hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.credentials.kinds import Kind
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.web import CREDENTIALS
 from tests.conftest import (
     CHEAP,

@@ -24,8 +24,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gatepost.db import Dsn
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.database import Dsn
 from gatepost.sessions.guard import LOOKUP
 from tests.conftest import PASSWORD, Client, log_in, register, rows
 

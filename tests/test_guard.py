@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
 from tests.conftest import Client, log_in, register, rows, status_of

@@ -10,13 +10,12 @@ from typing import Any
 import psycopg2
 import pytest
 
-from gatepost import db
 from gatepost.config import Config, SessionsConfig, ThrottleConfig
 from gatepost.credentials import Credentials, hashing
 from gatepost.credentials.hashing import Derived
-from gatepost.db import Dsn
 from gatepost.errors import Overloaded
-from gatepost.postgres import pool
+from gatepost.postgres import database, pool
+from gatepost.postgres.database import Dsn
 from gatepost.sessions import failures
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
@@ -93,7 +92,7 @@ async def sign_in(client: Client, name: str = "ada", ip: str = HOME, password: s
 @pytest.fixture
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of 300 at once waits its turn: one that gave up after its hash would be given back, and another hashed."""
-    for module, name in ((pool, "ACQUIRE_TIMEOUT"), (db, "ACQUIRE_TIMEOUT"), (db, "ANSWER_TIMEOUT")):
+    for module, name in ((pool, "ACQUIRE_TIMEOUT"), (database, "ACQUIRE_TIMEOUT"), (database, "ANSWER_TIMEOUT")):
         monkeypatch.setattr(module, name, 600.0)
 
 

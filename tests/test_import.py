@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from gatepost import names
 from gatepost.config import Config
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.transfer import importing, lines, queries
 from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge

@@ -20,8 +20,8 @@ from gatepost.credentials.alphabets import to_adapted_base64, to_base64
 from gatepost.credentials.foreign import Firebase, InvalidHash
 from gatepost.credentials.kinds import InvalidSetting, parse
 from gatepost.credentials.password import RAW, Stored
-from gatepost.db import Dsn
 from gatepost.postgres import tables
+from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, Client, log_in, rows
 
 TYPED = "correct horse bättery"

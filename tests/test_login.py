@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gatepost.config import Config, PasswordsConfig, SessionsConfig
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import (
     CHEAP,
     PASSWORD,

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from gatepost.config import WebServerConfig
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.telemetry import logs
 from tests.gatepost_process import environment, until
 from tests.test_server import environment_of

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gatepost.config import Config
-from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres import connection, pool
+from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.sessions import lookup as lookup_module
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup

@@ -25,8 +25,8 @@ from gatepost.config import Config, ThrottleConfig
 from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.credentials.kinds import Kind
-from gatepost.db import Database, Dsn
 from gatepost.ops import instruments
+from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import ROUTES
 from gatepost.server import WebServer
 from gatepost.sessions import upkeep

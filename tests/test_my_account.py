@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gatepost.credentials import Credentials, Setting
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import PASSWORD, Client, log_in, register, rows, status_of
 
 NEW = "a better horse and battery"

@@ -8,7 +8,7 @@ import pytest
 
 from gatepost import background
 from gatepost.config import Config, SessionsConfig
-from gatepost.db import Database, Dsn
+from gatepost.postgres.database import Database, Dsn
 from gatepost.sessions import upkeep
 from gatepost.sessions.guard import LAST_SEEN
 from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of

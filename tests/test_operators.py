@@ -12,9 +12,9 @@ from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from gatepost.config import Config
-from gatepost.db import Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.ops.handlers import _is_from_here
+from gatepost.postgres.database import Dsn
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
 from gatepost.server import WebServer
 from gatepost.web import CONFIG

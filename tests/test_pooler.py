@@ -15,7 +15,7 @@ import pytest
 
 from gatepost import schema
 from gatepost.config import Config
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import PostgresServer, StartServer, db_config, log_in, register, rows, status_of
 from tests.gatepost_process import gatepost, until
 from tests.test_server import environment_of

@@ -16,7 +16,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from gatepost import schema
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.postgres.tables import SCHEMA, metadata
 from tests.conftest import PostgresServer, rows
 

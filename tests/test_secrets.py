@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from tests.conftest import rows
 from tests.gatepost_process import Process, gatepost, running

@@ -18,8 +18,8 @@ import pytest
 from aiohttp import web
 
 from gatepost.config import Config, DbConfig, WebServerConfig
-from gatepost.db import Dsn
 from gatepost.errors import DatabaseUnavailable
+from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows, status_of

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 
 from gatepost import serving
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.serving import Stopping, serve
 from tests.conftest import eventually, rows
 from tests.gatepost_process import Process, running, until

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from gatepost.cli import app
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import Client, log_in, register, rows
 from tests.gatepost_process import environment, gatepost
 from tests.test_server import environment_of

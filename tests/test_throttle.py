@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gatepost import throttle
 from gatepost.config import ThrottleConfig
-from gatepost.db import Connection, Database, Dsn, Statement
 from gatepost.errors import TooManyAttempts
+from gatepost.postgres.database import Connection, Database, Dsn, Statement
 from gatepost.throttle import Bucket, Limit, Taken, Throttle
 from tests.conftest import eventually, rows
 

@@ -15,7 +15,7 @@ from gatepost.credentials import Credentials, Setting, Stored, foreign, hashing
 from gatepost.credentials.hashing import Derived, Hasher
 from gatepost.credentials.kinds import parse, setting_of, with_salt
 from gatepost.credentials.population import Population, stored_schemes
-from gatepost.db import Database, Dsn
+from gatepost.postgres.database import Database, Dsn
 from tests.conftest import CHEAP, PASSWORD, UNLIMITED, Client, StartServer, log_in, register, rows
 from tests.test_imported_hashes import MADE, TYPED, put
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.gatepost_process import environment, running
 from tests.test_forward_auth import free_port, nginx
 from tests.test_forward_auth import running as running_proxy

@@ -9,8 +9,8 @@ import pytest
 
 from gatepost import throttle
 from gatepost.config import Config
-from gatepost.db import Connection, Database, Dsn
 from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
+from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.server import WebServer
 from gatepost.throttle import Taken
 from gatepost.unjudged import Unjudged

@@ -23,7 +23,7 @@ import pytest
 
 from gatepost import schema
 from gatepost.credentials import Credentials
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, PostgresServer, rows
 from tests.gatepost_process import gatepost, running
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gatepost.console import plain
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from tests.conftest import PASSWORD, Client, log_in, register, rows, status_of
 from tests.gatepost_process import environment, gatepost, running
 from tests.test_server import environment_of

@@ -10,9 +10,9 @@ import psycopg2
 import pytest
 
 from gatepost import schema
-from gatepost.db import Dsn
 from gatepost.errors import DatabaseRefuses
 from gatepost.postgres.connection import cannot_connect
+from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from tests.conftest import rows
 from tests.gatepost_process import environment, gatepost

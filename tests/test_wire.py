@@ -19,7 +19,7 @@ from gatepost.config import Config, ConfigError, WebServerConfig
 from gatepost.credentials import hashing
 from gatepost.credentials.hashing import Derived
 from gatepost.credentials.kinds import Kind
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.web import CREDENTIALS
 from tests import slow_clients
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows

@@ -20,7 +20,7 @@ import pytest
 
 from gatepost.config import Config, ConfigError, DbConfig, PasswordsConfig, WebServerConfig
 from gatepost.credentials import cores, share
-from gatepost.db import Dsn
+from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres, Server
 from gatepost.serving import Stopping
 from tests.conftest import PASSWORD, eventually, rows

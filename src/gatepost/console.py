@@ -11,7 +11,7 @@ import typer
 
 from gatepost import schema
 from gatepost.config import Config
-from gatepost.db import Database, reach
+from gatepost.postgres.database import Database, reach
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 import secrets
 
-from gatepost.db import Connection, Database, Statement
+from gatepost.postgres.database import Connection, Database, Statement
 
 # ON CONFLICT DO NOTHING returns no row, and the snapshot may not hold the row that won: so it is written over itself.
 _KEY = Statement("""

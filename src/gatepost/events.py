@@ -3,8 +3,8 @@
 import contextlib
 
 from gatepost.background import in_batches
-from gatepost.db import Connection, Database, Statement
 from gatepost.errors import NotPermitted
+from gatepost.postgres.database import Connection, Database, Statement
 
 _LOCK = 0x67617465_65766E74  # "gateevnt"
 

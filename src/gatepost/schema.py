@@ -23,9 +23,9 @@ import psycopg2
 import sqlalchemy as sa
 
 from gatepost.config import Config, ConfigError
-from gatepost.db import reach
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres.connection import Dsn, cannot_connect, is_pooled, wait_for
+from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError
 from gatepost.postgres.tables import SCHEMA, metadata
 

@@ -16,7 +16,6 @@ from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
 from gatepost.credentials import Credentials, refuse_missing_pepper, share
-from gatepost.db import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.observer import Observer
@@ -24,6 +23,7 @@ from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
 from gatepost.postgres.connection import ANSWER_TIMEOUT
+from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 
 from gatepost import addresses
 from gatepost.config import ThrottleConfig
-from gatepost.db import Connection, Database, Statement, array
 from gatepost.deployment import deployment_key
 from gatepost.errors import TooManyAttempts
+from gatepost.postgres.database import Connection, Database, Statement, array
 
 KEY_BYTES = 16
 

@@ -12,8 +12,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from gatepost import throttle
 from gatepost.background import BATCH
-from gatepost.db import Connection, Database
 from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.postgres.database import Connection, Database
 from gatepost.throttle import Taken
 
 P = ParamSpec("P")

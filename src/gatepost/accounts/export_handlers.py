@@ -6,9 +6,9 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from gatepost.accounts import export_queries as queries
-from gatepost.db import Database
 from gatepost.errors import Unauthorized
 from gatepost.operation import operation
+from gatepost.postgres.database import Database
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.session import Session
 from gatepost.web import DATABASE

@@ -6,7 +6,7 @@ one's id instead.
 
 from typing import NamedTuple
 
-from gatepost.db import Connection, Statement
+from gatepost.postgres.database import Connection, Statement
 
 # Events in one piece: 100 KB where each has all the text it may have.
 PAGE = 100

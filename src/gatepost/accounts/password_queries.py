@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from gatepost.accounts.queries import Origin
 from gatepost.credentials import Setting, Stored
-from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, Unauthorized, WrongPassword
+from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.sessions.queries import SettingChanged
 from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 

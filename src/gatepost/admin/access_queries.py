@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gatepost.admin.actor import BY, NOTE, Actor
-from gatepost.db import Connection, Statement
+from gatepost.postgres.database import Connection, Statement
 from gatepost.recovery.queries import hash_code
 
 

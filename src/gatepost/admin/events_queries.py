@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gatepost.db import Connection, Statement
+from gatepost.postgres.database import Connection, Statement
 
 
 class Filter(NamedTuple):

@@ -10,8 +10,8 @@ from gatepost.admin.access_queries import Reset
 from gatepost.admin.actor import BY, NOTE, Actor
 from gatepost.admin.user import Managed
 from gatepost.credentials import Stored
-from gatepost.db import Connection, Statement, naming
 from gatepost.errors import LastAdmin, Problem, UsernameTaken
+from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.recovery.queries import hash_code
 
 _REFUSALS: Mapping[str, Callable[[], Problem]] = {

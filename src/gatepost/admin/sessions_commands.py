@@ -8,7 +8,7 @@ from gatepost.admin.commands import NameArgument, find, unknown
 from gatepost.admin.user import Managed
 from gatepost.config import Config
 from gatepost.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
-from gatepost.db import Database
+from gatepost.postgres.database import Database
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
 from gatepost.sessions.session import SessionDocument
 from gatepost.throttle import Throttle

@@ -13,7 +13,7 @@ from itertools import accumulate
 
 from gatepost.credentials.hashing import Derived, Hasher
 from gatepost.credentials.kinds import SALT_BYTES, InvalidSetting, Kind, with_salt
-from gatepost.db import Connection, Statement
+from gatepost.postgres.database import Connection, Statement
 
 # Seconds after which the stored kinds are looked at again.
 MAX_AGE = 300.0

@@ -6,9 +6,9 @@ from typing import Any
 
 from gatepost.admission import Admission
 from gatepost.credentials import Credentials
-from gatepost.db import Database
 from gatepost.errors import DatabaseUnavailable
 from gatepost.ops import queries
+from gatepost.postgres.database import Database
 from gatepost.sessions.lookup import Lookup
 from gatepost.telemetry import logs
 from gatepost.telemetry.metrics import Metrics

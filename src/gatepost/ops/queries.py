@@ -1,6 +1,6 @@
 """What operators ask of the database."""
 
-from gatepost.db import Connection, Statement
+from gatepost.postgres.database import Connection, Statement
 
 # Postgres counts as it goes: this is right to within a second or so, and costs the same for any number of rows.
 _ROWS = Statement("""

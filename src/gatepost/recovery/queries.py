@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Sequence
 
 from gatepost.credentials import Stored
-from gatepost.db import Connection, Statement
 from gatepost.errors import InvalidCode
+from gatepost.postgres.database import Connection, Statement
 from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 

@@ -1,7 +1,7 @@
 """Whether a caller may still act, in SQL: asked in the transaction that acts, and true until it ends."""
 
-from gatepost.db import Connection, Statement
 from gatepost.errors import Forbidden, Unauthorized
+from gatepost.postgres.database import Connection, Statement
 from gatepost.sessions.session import Session
 
 # Whatever takes the authority away changes one of these rows: it comes before the last statement, which then sees it,

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 
 from gatepost import throttle
-from gatepost.db import Database
+from gatepost.postgres.database import Database
 from gatepost.throttle import Throttle
 
 # Seconds between two rounds: how late another node hears of it.

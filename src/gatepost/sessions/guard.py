@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from gatepost.client import client_ip
-from gatepost.db import Connection
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.postgres.database import Connection
 from gatepost.sessions.authority import demand
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.lookup import Lookup

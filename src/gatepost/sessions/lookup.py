@@ -9,8 +9,8 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from gatepost.db import LOOKUP_CONNECTIONS, Database
 from gatepost.postgres.connection import ANSWER_TIMEOUT
+from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database
 from gatepost.postgres.pool import ACQUIRE_TIMEOUT
 from gatepost.sessions import queries
 from gatepost.sessions.session import Session

@@ -8,7 +8,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from gatepost.credentials import Setting, Stored
-from gatepost.db import Connection, Statement, array
+from gatepost.postgres.database import Connection, Statement, array
 from gatepost.postgres.tables import passwords
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 from gatepost.throttle import Bucket, Taken, judge, parameters

@@ -16,7 +16,7 @@ from gatepost import schema
 from gatepost.config import Config
 from gatepost.console import ConfigOption, complain, json_for, standard_input
 from gatepost.credentials.foreign import Firebase
-from gatepost.db import reach
+from gatepost.postgres.database import reach
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
 from gatepost.transfer.lines import MAX_LINE, Format, Refusal, Source, UnusableFile

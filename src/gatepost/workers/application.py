@@ -16,9 +16,9 @@ from gunicorn.glogging import Logger
 from gatepost import schema
 from gatepost.config import Config, ConfigError
 from gatepost.credentials import MissingPepper, refuse_missing_pepper
-from gatepost.db import Database, Dsn
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
+from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import api_document
 from gatepost.runner import require_parser
