@@ -24,7 +24,6 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 
-from gatepost import schema
 from gatepost.config import (
     AccountsConfig,
     Config,
@@ -34,6 +33,7 @@ from gatepost.config import (
     ThrottleConfig,
     WebServerConfig,
 )
+from gatepost.postgres import schema
 from gatepost.postgres.connection import DriverConnection
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres

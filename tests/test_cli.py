@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gatepost.postgres.database import Dsn
+from gatepost.postgres.schema import newest
 from gatepost.routes import ROUTES
-from gatepost.schema import newest
 from tests.conftest import PASSWORD, rows
 from tests.gatepost_process import environment, gatepost, running
 from tests.test_server import environment_of

@@ -14,13 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gatepost import schema
 from gatepost.credentials import Credentials, Setting, foreign, hashing, kinds
 from gatepost.credentials.alphabets import to_adapted_base64, to_base64
 from gatepost.credentials.foreign import Firebase, InvalidHash
 from gatepost.credentials.kinds import InvalidSetting, parse
 from gatepost.credentials.password import RAW, Stored
-from gatepost.postgres import tables
+from gatepost.postgres import schema, tables
 from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, Client, log_in, rows
 

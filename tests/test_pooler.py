@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from gatepost import schema
 from gatepost.config import Config
+from gatepost.postgres import schema
 from gatepost.postgres.database import Dsn
 from tests.conftest import PostgresServer, StartServer, db_config, log_in, register, rows, status_of
 from tests.gatepost_process import gatepost, until

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from gatepost import schema
+from gatepost.postgres import schema
 from gatepost.postgres.database import Dsn
 from gatepost.postgres.tables import SCHEMA, metadata
 from tests.conftest import PostgresServer, rows

@@ -21,8 +21,8 @@ import aiohttp
 import psycopg2
 import pytest
 
-from gatepost import schema
 from gatepost.credentials import Credentials
+from gatepost.postgres import schema
 from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, PostgresServer, rows
 from tests.gatepost_process import gatepost, running

@@ -9,8 +9,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from gatepost import schema
 from gatepost.errors import DatabaseRefuses
+from gatepost.postgres import schema
 from gatepost.postgres.connection import cannot_connect
 from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres

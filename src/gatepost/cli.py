@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gatepost import names, schema
+from gatepost import names
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
@@ -15,6 +15,7 @@ from gatepost.credentials import MissingPepper
 from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
+from gatepost.postgres import schema
 from gatepost.postgres.connection import wait_for
 from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError

@@ -9,8 +9,8 @@ from typing import Annotated, TextIO, TypeVar
 
 import typer
 
-from gatepost import schema
 from gatepost.config import Config
+from gatepost.postgres import schema
 from gatepost.postgres.database import Database, reach
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost import events, schema, throttle, unjudged
+from gatepost import events, throttle, unjudged
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -22,6 +22,7 @@ from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
+from gatepost.postgres import schema
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres

@@ -12,10 +12,10 @@ from typing import Annotated, Any, BinaryIO, TextIO
 
 import typer
 
-from gatepost import schema
 from gatepost.config import Config
 from gatepost.console import ConfigOption, complain, json_for, standard_input
 from gatepost.credentials.foreign import Firebase
+from gatepost.postgres import schema
 from gatepost.postgres.database import reach
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped

@@ -13,11 +13,11 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
-from gatepost import schema
 from gatepost.config import Config, ConfigError
 from gatepost.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
+from gatepost.postgres import schema
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import api_document

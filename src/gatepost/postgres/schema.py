@@ -44,7 +44,7 @@ class SchemaError(Exception):
 
 def migrations_folder() -> Path:
     """Where the migrations lie: inside the installed package, or beside `src` in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "migrations"
     return installed if installed.is_dir() else package.parent.parent / "migrations"
 
@@ -129,7 +129,7 @@ def bring_up_to_date(dsn: Dsn) -> None:
     if (current(dsn) or "") >= newest():
         return
     done = subprocess.run(
-        [sys.executable, "-m", "gatepost.schema"],
+        [sys.executable, "-m", "gatepost.postgres.schema"],
         input=json.dumps(asdict(dsn)),  # on a pipe: arguments and environments can be seen
         capture_output=True,
         text=True,
