@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from gatepost import addresses
 from gatepost.config import Config
 from gatepost.postgres.database import Dsn
+from gatepost.security import addresses
 from tests.conftest import Client, StartServer, log_in, register, rows
 
 CLIENT = "203.0.113.5"

@@ -22,7 +22,7 @@ from multidict import CIMultiDict
 from precis_i18n import get_profile
 from yarl import URL
 
-from gatepost import addresses, strictjson, tokens, web
+from gatepost import strictjson, tokens, web
 from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
@@ -31,6 +31,7 @@ from gatepost.credentials import prepare
 from gatepost.errors import Problem
 from gatepost.names import canonical
 from gatepost.precis import MAX_MARKS, Profile
+from gatepost.security import addresses
 
 MAX = web.MAX_BODY
 # Calls in 20 ms, at 200 ns each on a slow machine.

@@ -6,8 +6,8 @@ import resource
 from collections.abc import Collection, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from gatepost.addresses import Network, peer, within
 from gatepost.config import Config, ConfigError
+from gatepost.security.addresses import Network, peer, within
 from gatepost.telemetry.logs import log
 
 # On the operators' own address.

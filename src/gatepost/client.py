@@ -2,7 +2,7 @@
 
 from aiohttp import hdrs, web
 
-from gatepost import addresses
+from gatepost.security import addresses
 from gatepost.web import CONFIG, THROTTLE, UNTRUSTED_PROXY
 
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from gatepost import addresses
 from gatepost.config import ThrottleConfig
 from gatepost.deployment import deployment_key
 from gatepost.errors import TooManyAttempts
 from gatepost.postgres.database import Connection, Database, Statement, array
+from gatepost.security import addresses
 
 KEY_BYTES = 16
 

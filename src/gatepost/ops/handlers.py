@@ -11,10 +11,10 @@ from typing import Any, Literal
 from aiohttp import HttpVersion11, hdrs, web
 from typing_extensions import TypedDict
 
-from gatepost import addresses
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
 from gatepost.operation import operation
 from gatepost.ops.instruments import Census
+from gatepost.security import addresses
 from gatepost.sessions.guard import LOOKUP
 from gatepost.web import CONFIG, METRICS, STOPPING, json_response
 

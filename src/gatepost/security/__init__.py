@@ -1,0 +1,1 @@
+"""What keeps accounts safe whatever the feature: hashes, throttles, names, keys. Nothing here knows HTTP."""
