@@ -30,8 +30,8 @@ from gatepost.config import Config, PasswordsConfig
 from gatepost.credentials import prepare
 from gatepost.errors import Problem
 from gatepost.names import canonical
-from gatepost.precis import MAX_MARKS, Profile
 from gatepost.security import addresses
+from gatepost.security.precis import MAX_MARKS, Profile
 
 MAX = web.MAX_BODY
 # Calls in 20 ms, at 200 ns each on a slow machine.

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from gatepost.precis import Profile
+from gatepost.security.precis import Profile
 
 MAX_LENGTH = 128
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from gatepost.precis import Profile
+from gatepost.security.precis import Profile
 
 # How the password is prepared: RFC 8265 OpaqueString. Kept with the digest, so that it can change one day.
 NORM = "opaque"
