@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatepost import names
 from gatepost.config import Config
 from gatepost.postgres.database import Dsn
+from gatepost.security import names
 from gatepost.transfer import importing, lines, queries
 from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge

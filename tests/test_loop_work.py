@@ -29,8 +29,8 @@ from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.credentials import prepare
 from gatepost.errors import Problem
-from gatepost.names import canonical
 from gatepost.security import addresses
+from gatepost.security.names import canonical
 from gatepost.security.precis import MAX_MARKS, Profile
 
 MAX = web.MAX_BODY

@@ -6,7 +6,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gatepost import names
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
@@ -21,6 +20,7 @@ from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError
 from gatepost.routes import ROUTES
 from gatepost.runner import PurePythonParser
+from gatepost.security import names
 from gatepost.server import WebServer
 from gatepost.telemetry import logs
 from gatepost.transfer import commands as transfer

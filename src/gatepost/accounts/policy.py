@@ -6,7 +6,7 @@ from importlib.resources import files
 from gatepost.config import PasswordsConfig
 from gatepost.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.errors import FieldError, InvalidBody
-from gatepost.names import InvalidName, canonical, display
+from gatepost.security.names import InvalidName, canonical, display
 
 
 def judge(username: str, password: str, config: PasswordsConfig) -> tuple[str, str]:

@@ -27,8 +27,8 @@ from gatepost.console import (
     with_database,
 )
 from gatepost.credentials import Credentials
-from gatepost.names import MAX_ROLES, ROLE, canonical
 from gatepost.postgres.database import Database
+from gatepost.security.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.session import timestamp
 
 _BATCH = 1000

@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical
+from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical
 from gatepost.sessions.session import UserDocument, timestamp
 
 

@@ -20,8 +20,8 @@ from gatepost.errors import (
     Unauthorized,
     Unavailable,
 )
-from gatepost.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.operation import operation
+from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp

@@ -12,7 +12,7 @@ from gatepost import strictjson
 from gatepost.accounts.profile import MAX_BYTES, size
 from gatepost.credentials import NORM, RAW, foreign
 from gatepost.credentials.foreign import Firebase, InvalidHash
-from gatepost.names import MAX_ROLES, ROLE, InvalidName, canonical, display
+from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical, display
 from gatepost.transfer.lines import Record, Refusal
 
 # It must fit into a header and into a list separated by commas.
