@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from gatepost.config import ThrottleConfig
-from gatepost.deployment import deployment_key
 from gatepost.errors import TooManyAttempts
 from gatepost.postgres.database import Connection, Database, Statement, array
 from gatepost.security import addresses
+from gatepost.security.deployment_keys import deployment_key
 
 KEY_BYTES = 16
 
