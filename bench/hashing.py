@@ -11,7 +11,7 @@ from pathlib import Path
 from argon2.low_level import Type, hash_secret_raw
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import DIGEST_BYTES, SALT_BYTES, cores
+from gatepost.security.credentials import DIGEST_BYTES, SALT_BYTES, cores
 
 
 def hashes_per_second(seconds: int) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gatepost.credentials import cores
+from gatepost.security.credentials import cores
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -27,8 +27,8 @@ import psycopg2
 from bench.service import Service, ServiceError
 from bench.simultaneous import AT_ONCE, COMMIT, delay_commits, measure_together
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import Credentials, Stored, foreign
 from gatepost.recovery.queries import hash_code
+from gatepost.security.credentials import Credentials, Stored, foreign
 
 LOWEST, HIGHEST = 0.47, 0.53
 # More than hash at once on a small machine, so that every thread is busy and some wait.

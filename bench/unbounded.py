@@ -13,12 +13,12 @@ from pathlib import Path
 from aiohttp import web
 
 from gatepost.config import Config, ThrottleConfig
-from gatepost.credentials import Credentials
-from gatepost.credentials.hashing import Derived, derive
-from gatepost.credentials.kinds import parse
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
+from gatepost.security.credentials import Credentials
+from gatepost.security.credentials.hashing import Derived, derive
+from gatepost.security.credentials.kinds import parse
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import hash_token

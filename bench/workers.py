@@ -8,7 +8,7 @@ from bench.report import Figure, Target
 from bench.seed import Seed
 from bench.service import Service
 from bench.wrk import Load, Round, http_request
-from gatepost.credentials import cores
+from gatepost.security.credentials import cores
 
 WORKERS = 2
 # Twice those of the measurement of one process: each worker then has as many.

@@ -13,10 +13,10 @@ import pytest
 
 import gatepost
 from gatepost.config import Config, ThrottleConfig
-from gatepost.credentials import hashing
-from gatepost.credentials.hashing import Derived
-from gatepost.credentials.kinds import Kind
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import hashing
+from gatepost.security.credentials.hashing import Derived
+from gatepost.security.credentials.kinds import Kind
 from gatepost.web import CREDENTIALS
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw

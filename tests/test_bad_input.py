@@ -17,9 +17,9 @@ import pytest
 
 from gatepost import strictjson
 from gatepost.config import Config
-from gatepost.credentials import hashing
 from gatepost.errors import BadRequest
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import hashing
 from tests.conftest import (
     PASSWORD,
     UNLIMITED,

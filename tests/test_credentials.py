@@ -13,7 +13,9 @@ import pytest
 from pydantic import SecretStr
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import (
+from gatepost.errors import Overloaded, Unavailable
+from gatepost.postgres.database import Database, Dsn
+from gatepost.security.credentials import (
     Credentials,
     InvalidPassword,
     MissingPepper,
@@ -24,10 +26,8 @@ from gatepost.credentials import (
     prepare,
     refuse_missing_pepper,
 )
-from gatepost.credentials import password as module
-from gatepost.credentials.kinds import Kind, with_salt
-from gatepost.errors import Overloaded, Unavailable
-from gatepost.postgres.database import Database, Dsn
+from gatepost.security.credentials import password as module
+from gatepost.security.credentials.kinds import Kind, with_salt
 from tests.conftest import CHEAP, PASSWORD, eventually, rows
 
 KEY = b"k" * 32

@@ -16,9 +16,9 @@ import pytest
 
 from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
-from gatepost.credentials import Credentials, Setting
 from gatepost.errors import Problem
 from gatepost.postgres.database import Connection, Database, Dsn
+from gatepost.security.credentials import Credentials, Setting
 from gatepost.sessions import queries as sessions
 from gatepost.sessions.session import hash_token
 from gatepost.throttle import KEY_BYTES, Bucket, Limit

@@ -12,10 +12,10 @@ import psycopg2
 import pytest
 
 from gatepost.config import Config, ThrottleConfig
-from gatepost.credentials import Credentials, hashing
-from gatepost.credentials.hashing import Derived
-from gatepost.credentials.kinds import Kind
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Credentials, hashing
+from gatepost.security.credentials.hashing import Derived
+from gatepost.security.credentials.kinds import Kind
 from gatepost.web import CREDENTIALS
 from tests.conftest import (
     CHEAP,

@@ -11,11 +11,11 @@ import psycopg2
 import pytest
 
 from gatepost.config import Config, SessionsConfig, ThrottleConfig
-from gatepost.credentials import Credentials, hashing
-from gatepost.credentials.hashing import Derived
 from gatepost.errors import Overloaded
 from gatepost.postgres import database, pool
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Credentials, hashing
+from gatepost.security.credentials.hashing import Derived
 from gatepost.sessions import failures
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gatepost.credentials import Credentials, Setting, foreign, hashing, kinds
-from gatepost.credentials.alphabets import to_adapted_base64, to_base64
-from gatepost.credentials.foreign import Firebase, InvalidHash
-from gatepost.credentials.kinds import InvalidSetting, parse
-from gatepost.credentials.password import RAW, Stored
 from gatepost.postgres import schema, tables
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Credentials, Setting, foreign, hashing, kinds
+from gatepost.security.credentials.alphabets import to_adapted_base64, to_base64
+from gatepost.security.credentials.foreign import Firebase, InvalidHash
+from gatepost.security.credentials.kinds import InvalidSetting, parse
+from gatepost.security.credentials.password import RAW, Stored
 from tests.conftest import CHEAP, PASSWORD, Client, log_in, rows
 
 TYPED = "correct horse bättery"
@@ -156,7 +156,7 @@ async def test_bcrypt_is_cut_at_72_bytes_as_its_origin_did_and_prehashed_kinds_a
 def test_what_only_imported_hashes_need_is_loaded_with_the_first_of_them() -> None:
     script = f"""
 import sys, gatepost.cli
-from gatepost.credentials.kinds import parse
+from gatepost.security.credentials.kinds import parse
 print([module for module in ("bcrypt", "cryptography") if module in sys.modules])
 parse("$2b$04${SALT22}").derive(b"-")
 print("bcrypt" in sys.modules)

@@ -250,7 +250,7 @@ async def test_a_pepper_can_be_introduced_and_rotated(config: Config, start_serv
 async def test_a_password_rehashed_between_the_two_statements_is_tried_again(
     client: Client, dsn: Dsn, ada: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gatepost.credentials import Checked, Credentials
+    from gatepost.security.credentials import Checked, Credentials
 
     stronger = await Credentials(PasswordsConfig(memory_kib=8200), b"k").create(PASSWORD)
     honest = Credentials.check

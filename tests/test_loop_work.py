@@ -27,9 +27,9 @@ from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
-from gatepost.credentials import prepare
 from gatepost.errors import Problem
 from gatepost.security import addresses
+from gatepost.security.credentials import prepare
 from gatepost.security.names import canonical
 from gatepost.security.precis import MAX_MARKS, Profile
 

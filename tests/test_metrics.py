@@ -22,12 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gatepost import events
 from gatepost.config import Config, ThrottleConfig
-from gatepost.credentials import hashing
-from gatepost.credentials.hashing import Derived
-from gatepost.credentials.kinds import Kind
 from gatepost.ops import instruments
 from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import ROUTES
+from gatepost.security.credentials import hashing
+from gatepost.security.credentials.hashing import Derived
+from gatepost.security.credentials.kinds import Kind
 from gatepost.server import WebServer
 from gatepost.sessions import upkeep
 from gatepost.telemetry.metrics import BUCKETS, Metrics, worker_ended

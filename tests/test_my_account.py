@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gatepost.credentials import Credentials, Setting
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Credentials, Setting
 from tests.conftest import PASSWORD, Client, log_in, register, rows, status_of
 
 NEW = "a better horse and battery"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gatepost.credentials import InvalidPassword, prepare
+from gatepost.security.credentials import InvalidPassword, prepare
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical, display
 
 thorough = settings(deadline=None, derandomize=True, max_examples=300)

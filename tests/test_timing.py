@@ -11,11 +11,11 @@ from bench import timing
 from bench.service import ServiceError
 
 from gatepost.config import Config, ThrottleConfig
-from gatepost.credentials import Credentials, Setting, Stored, foreign, hashing
-from gatepost.credentials.hashing import Derived, Hasher
-from gatepost.credentials.kinds import parse, setting_of, with_salt
-from gatepost.credentials.population import Population, stored_schemes
 from gatepost.postgres.database import Database, Dsn
+from gatepost.security.credentials import Credentials, Setting, Stored, foreign, hashing
+from gatepost.security.credentials.hashing import Derived, Hasher
+from gatepost.security.credentials.kinds import parse, setting_of, with_salt
+from gatepost.security.credentials.population import Population, stored_schemes
 from tests.conftest import CHEAP, PASSWORD, UNLIMITED, Client, StartServer, log_in, register, rows
 from tests.test_imported_hashes import MADE, TYPED, put
 

@@ -21,9 +21,9 @@ import aiohttp
 import psycopg2
 import pytest
 
-from gatepost.credentials import Credentials
 from gatepost.postgres import schema
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Credentials
 from tests.conftest import CHEAP, PASSWORD, PostgresServer, rows
 from tests.gatepost_process import gatepost, running
 

@@ -16,10 +16,10 @@ import pytest
 
 from gatepost import admission, runner, wire
 from gatepost.config import Config, ConfigError, WebServerConfig
-from gatepost.credentials import hashing
-from gatepost.credentials.hashing import Derived
-from gatepost.credentials.kinds import Kind
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import hashing
+from gatepost.security.credentials.hashing import Derived
+from gatepost.security.credentials.kinds import Kind
 from gatepost.web import CREDENTIALS
 from tests import slow_clients
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows

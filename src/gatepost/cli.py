@@ -10,7 +10,6 @@ from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
 from gatepost.console import CommandError, ConfigOption, complain, print_table
-from gatepost.credentials import MissingPepper
 from gatepost.errors import Problem
 from gatepost.listen import StartError
 from gatepost.ops import openapi
@@ -21,6 +20,7 @@ from gatepost.postgres.embedded import EmbeddedError
 from gatepost.routes import ROUTES
 from gatepost.runner import PurePythonParser
 from gatepost.security import names
+from gatepost.security.credentials import MissingPepper
 from gatepost.server import WebServer
 from gatepost.telemetry import logs
 from gatepost.transfer import commands as transfer

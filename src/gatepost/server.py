@@ -15,7 +15,6 @@ from gatepost import events, throttle, unjudged
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
-from gatepost.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.observer import Observer
@@ -28,6 +27,7 @@ from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
+from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.serving import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions.failures import FailedLookups

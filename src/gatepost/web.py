@@ -15,7 +15,6 @@ from pydantic import BaseModel, ValidationError
 
 from gatepost import strictjson
 from gatepost.config import Config
-from gatepost.credentials import Credentials
 from gatepost.errors import (
     BadRequest,
     BodyTooLarge,
@@ -28,6 +27,7 @@ from gatepost.errors import (
 )
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.postgres.database import Database
+from gatepost.security.credentials import Credentials
 from gatepost.serving import Stopping
 from gatepost.telemetry.logs import OneWarning
 from gatepost.telemetry.metrics import ABANDONED, Metrics

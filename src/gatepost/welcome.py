@@ -1,9 +1,9 @@
 """What is said at start, to whoever has started it."""
 
 from gatepost.config import Config
-from gatepost.credentials import share
 from gatepost.listen import in_url
 from gatepost.postgres.connection import Dsn
+from gatepost.security.credentials import share
 
 
 def welcome(config: Config, dsn: Dsn, port: int, operators_port: int | None, hash_kib: int) -> str:

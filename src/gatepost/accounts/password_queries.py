@@ -5,9 +5,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gatepost.accounts.queries import Origin
-from gatepost.credentials import Setting, Stored
 from gatepost.errors import LastAdmin, Unauthorized, WrongPassword
 from gatepost.postgres.database import Connection, Statement, naming
+from gatepost.security.credentials import Setting, Stored
 from gatepost.sessions.queries import SettingChanged
 from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 

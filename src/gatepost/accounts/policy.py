@@ -4,8 +4,8 @@ from functools import cache
 from importlib.resources import files
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.errors import FieldError, InvalidBody
+from gatepost.security.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.security.names import InvalidName, canonical, display
 
 

@@ -7,10 +7,10 @@ import sqlalchemy as sa
 
 from gatepost import strictjson
 from gatepost.accounts.profile import too_large
-from gatepost.credentials import Stored
 from gatepost.errors import UsernameTaken
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.postgres.tables import passwords, users
+from gatepost.security.credentials import Stored
 from gatepost.sessions.session import User
 
 _CREATE = Statement("""

@@ -26,8 +26,8 @@ from gatepost.console import (
     standard_input,
     with_database,
 )
-from gatepost.credentials import Credentials
 from gatepost.postgres.database import Database
+from gatepost.security.credentials import Credentials
 from gatepost.security.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.session import timestamp
 

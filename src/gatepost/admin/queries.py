@@ -9,10 +9,10 @@ from gatepost.accounts.profile import too_large
 from gatepost.admin.access_queries import Reset
 from gatepost.admin.actor import BY, NOTE, Actor
 from gatepost.admin.user import Managed
-from gatepost.credentials import Stored
 from gatepost.errors import LastAdmin, Problem, UsernameTaken
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.recovery.queries import hash_code
+from gatepost.security.credentials import Stored
 
 _REFUSALS: Mapping[str, Callable[[], Problem]] = {
     "users_canonical_key": UsernameTaken,

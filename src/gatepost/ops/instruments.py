@@ -5,10 +5,10 @@ import time
 from typing import Any
 
 from gatepost.admission import Admission
-from gatepost.credentials import Credentials
 from gatepost.errors import DatabaseUnavailable
 from gatepost.ops import queries
 from gatepost.postgres.database import Database
+from gatepost.security.credentials import Credentials
 from gatepost.sessions.lookup import Lookup
 from gatepost.telemetry import logs
 from gatepost.telemetry.metrics import Metrics

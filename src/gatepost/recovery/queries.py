@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
-from gatepost.credentials import Stored
 from gatepost.errors import InvalidCode
 from gatepost.postgres.database import Connection, Statement
+from gatepost.security.credentials import Stored
 from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 

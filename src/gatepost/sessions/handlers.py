@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.client import client_ip, hashing_place, user_agent
-from gatepost.credentials import InvalidPassword
 from gatepost.errors import (
     ForeignOrigin,
     InvalidCredentials,
@@ -21,6 +20,7 @@ from gatepost.errors import (
     Unavailable,
 )
 from gatepost.operation import operation
+from gatepost.security.credentials import InvalidPassword
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session

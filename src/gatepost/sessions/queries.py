@@ -7,9 +7,9 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from gatepost.credentials import Setting, Stored
 from gatepost.postgres.database import Connection, Statement, array
 from gatepost.postgres.tables import passwords
+from gatepost.security.credentials import Setting, Stored
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 from gatepost.throttle import Bucket, Taken, judge, parameters
 

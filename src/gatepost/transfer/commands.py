@@ -14,9 +14,9 @@ import typer
 
 from gatepost.config import Config
 from gatepost.console import ConfigOption, complain, json_for, standard_input
-from gatepost.credentials.foreign import Firebase
 from gatepost.postgres import schema
 from gatepost.postgres.database import reach
+from gatepost.security.credentials.foreign import Firebase
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
 from gatepost.transfer.lines import MAX_LINE, Format, Refusal, Source, UnusableFile

@@ -9,9 +9,9 @@ import psycopg2
 import psycopg2.errors
 
 from gatepost import strictjson
-from gatepost.credentials import Setting, Stored, foreign
-from gatepost.credentials.kinds import InvalidSetting
 from gatepost.postgres.connection import Dsn, cannot_connect, is_pooled
+from gatepost.security.credentials import Setting, Stored, foreign
+from gatepost.security.credentials.kinds import InvalidSetting
 from gatepost.transfer.lines import Refusal
 from gatepost.transfer.users import ImportedUser
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from gatepost import strictjson
 from gatepost.accounts.profile import MAX_BYTES, size
-from gatepost.credentials import NORM, RAW, foreign
-from gatepost.credentials.foreign import Firebase, InvalidHash
+from gatepost.security.credentials import NORM, RAW, foreign
+from gatepost.security.credentials.foreign import Firebase, InvalidHash
 from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical, display
 from gatepost.transfer.lines import Record, Refusal
 

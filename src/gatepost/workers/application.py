@@ -14,7 +14,6 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from gatepost.config import Config, ConfigError
-from gatepost.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
 from gatepost.postgres import schema
@@ -22,6 +21,7 @@ from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import api_document
 from gatepost.runner import require_parser
+from gatepost.security.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.server import Given, WebServer
 from gatepost.telemetry import metrics
 from gatepost.telemetry.logs import log

@@ -11,9 +11,9 @@ import time
 from collections.abc import Mapping
 from itertools import accumulate
 
-from gatepost.credentials.hashing import Derived, Hasher
-from gatepost.credentials.kinds import SALT_BYTES, InvalidSetting, Kind, with_salt
 from gatepost.postgres.database import Connection, Statement
+from gatepost.security.credentials.hashing import Derived, Hasher
+from gatepost.security.credentials.kinds import SALT_BYTES, InvalidSetting, Kind, with_salt
 
 # Seconds after which the stored kinds are looked at again.
 MAX_AGE = 300.0

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from argon2.low_level import Type, hash_secret_raw
 
-from gatepost.credentials.alphabets import (
+from gatepost.security.credentials.alphabets import (
     from_adapted_base64,
     from_base64,
     from_bcrypt_base64,

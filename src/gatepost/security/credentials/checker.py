@@ -8,12 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials.hashing import Derived, Hasher
-from gatepost.credentials.kinds import DIGEST_BYTES, SALT_BYTES, Argon2, InvalidSetting, Kind, parse, setting_of
-from gatepost.credentials.password import NORM, RAW, Setting, Stored, prepare, secret_bytes
-from gatepost.credentials.population import Population, stored_schemes
 from gatepost.errors import Problem, Unavailable
 from gatepost.postgres.database import Connection, Database, Statement
+from gatepost.security.credentials.hashing import Derived, Hasher
+from gatepost.security.credentials.kinds import (
+    DIGEST_BYTES,
+    SALT_BYTES,
+    Argon2,
+    InvalidSetting,
+    Kind,
+    parse,
+    setting_of,
+)
+from gatepost.security.credentials.password import NORM, RAW, Setting, Stored, prepare, secret_bytes
+from gatepost.security.credentials.population import Population, stored_schemes
 from gatepost.security.deployment_keys import deployment_key
 from gatepost.telemetry.logs import log
 

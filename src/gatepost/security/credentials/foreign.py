@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gatepost.credentials.alphabets import (
+from gatepost.security.credentials.alphabets import (
     from_adapted_base64,
     from_base64,
     from_bcrypt_base64,
     to_adapted_base64,
     to_base64,
 )
-from gatepost.credentials.kinds import (
+from gatepost.security.credentials.kinds import (
     MAX_DIGEST_BYTES,
     MAX_SALT_BYTES,
     Bcrypt,
@@ -21,7 +21,7 @@ from gatepost.credentials.kinds import (
     parse,
     setting_of,
 )
-from gatepost.credentials.password import RAW, Setting, Stored
+from gatepost.security.credentials.password import RAW, Setting, Stored
 
 MAX_HASH = 1024  # characters
 

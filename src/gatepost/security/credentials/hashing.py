@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from gatepost.config import PasswordsConfig
-from gatepost.credentials.kinds import Kind
 from gatepost.errors import Overloaded
+from gatepost.security.credentials.kinds import Kind
 
 
 class Derived(NamedTuple):
