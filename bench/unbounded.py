@@ -19,10 +19,10 @@ from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.security.credentials import Credentials
 from gatepost.security.credentials.hashing import Derived, derive
 from gatepost.security.credentials.kinds import parse
+from gatepost.security.throttle import Throttle
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import hash_token
-from gatepost.throttle import Throttle
 from gatepost.web import Handler
 
 

@@ -19,9 +19,9 @@ from gatepost.accounts import queries as accounts
 from gatepost.errors import Problem
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.security.credentials import Credentials, Setting
+from gatepost.security.throttle import KEY_BYTES, Bucket, Limit
 from gatepost.sessions import queries as sessions
 from gatepost.sessions.session import hash_token
-from gatepost.throttle import KEY_BYTES, Bucket, Limit
 from tests.conftest import CHEAP, PASSWORD, rows
 
 NEW = "a better horse and battery"

@@ -28,10 +28,10 @@ from gatepost.routes import ROUTES
 from gatepost.security.credentials import hashing
 from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
+from gatepost.security.throttle import Limit, Throttle
 from gatepost.server import WebServer
 from gatepost.sessions import upkeep
 from gatepost.telemetry.metrics import BUCKETS, Metrics, worker_ended
-from gatepost.throttle import Limit, Throttle
 from tests.conftest import (
     PASSWORD,
     Client,

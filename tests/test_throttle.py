@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatepost import throttle
 from gatepost.config import ThrottleConfig
 from gatepost.errors import TooManyAttempts
 from gatepost.postgres.database import Connection, Database, Dsn, Statement
-from gatepost.throttle import Bucket, Limit, Taken, Throttle
+from gatepost.security import throttle
+from gatepost.security.throttle import Bucket, Limit, Taken, Throttle
 from tests.conftest import eventually, rows
 
 DAY = 86400

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Mapping
 import psycopg2
 import pytest
 
-from gatepost import throttle
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
 from gatepost.postgres.database import Connection, Database, Dsn
+from gatepost.security import throttle
+from gatepost.security.throttle import Taken
 from gatepost.server import WebServer
-from gatepost.throttle import Taken
 from gatepost.unjudged import Unjudged
 from gatepost.web import UNJUDGED
 from tests.conftest import rows

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost import events, throttle, unjudged
+from gatepost import events, unjudged
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -27,7 +27,9 @@ from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
+from gatepost.security import throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
+from gatepost.security.throttle import Throttle
 from gatepost.serving import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions.failures import FailedLookups
@@ -36,7 +38,6 @@ from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.telemetry.logs import OneWarning, log
 from gatepost.telemetry.metrics import Metrics
-from gatepost.throttle import Throttle
 from gatepost.unjudged import Unjudged
 from gatepost.web import (
     CONFIG,

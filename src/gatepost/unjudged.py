@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from gatepost import throttle
 from gatepost.background import BATCH
 from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.postgres.database import Connection, Database
-from gatepost.throttle import Taken
+from gatepost.security import throttle
+from gatepost.security.throttle import Taken
 
 P = ParamSpec("P")
 T = TypeVar("T")

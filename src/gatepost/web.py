@@ -28,10 +28,10 @@ from gatepost.errors import (
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
+from gatepost.security.throttle import Throttle
 from gatepost.serving import Stopping
 from gatepost.telemetry.logs import OneWarning
 from gatepost.telemetry.metrics import ABANDONED, Metrics
-from gatepost.throttle import Throttle
 from gatepost.unjudged import Unjudged
 
 CONFIG = web.AppKey("config", Config)

@@ -24,10 +24,10 @@ from gatepost.errors import (
     WrongPassword,
 )
 from gatepost.operation import operation
+from gatepost.security.throttle import take
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
-from gatepost.throttle import take
 from gatepost.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
 from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.wire import while_connected

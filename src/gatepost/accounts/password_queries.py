@@ -8,8 +8,8 @@ from gatepost.accounts.queries import Origin
 from gatepost.errors import LastAdmin, Unauthorized, WrongPassword
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.security.credentials import Setting, Stored
+from gatepost.security.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 from gatepost.sessions.queries import SettingChanged
-from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 
 class Secret(NamedTuple):

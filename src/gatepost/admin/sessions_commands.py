@@ -9,9 +9,9 @@ from gatepost.admin.user import Managed
 from gatepost.config import Config
 from gatepost.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.postgres.database import Database
+from gatepost.security.throttle import Throttle
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
 from gatepost.sessions.session import SessionDocument
-from gatepost.throttle import Throttle
 
 _REVOCATION = Revocation("admin", OPERATOR.id, OPERATOR.ip, OPERATOR.user_agent, OPERATOR.by)
 

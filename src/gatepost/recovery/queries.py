@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from gatepost.errors import InvalidCode
 from gatepost.postgres.database import Connection, Statement
 from gatepost.security.credentials import Stored
-from gatepost.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
+from gatepost.security.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
 
 
 def hash_code(code: str) -> bytes:

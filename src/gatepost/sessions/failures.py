@@ -3,9 +3,9 @@
 import time
 from collections import Counter
 
-from gatepost import throttle
 from gatepost.postgres.database import Database
-from gatepost.throttle import Throttle
+from gatepost.security import throttle
+from gatepost.security.throttle import Throttle
 
 # Seconds between two rounds: how late another node hears of it.
 INTERVAL = 1.0
