@@ -11,9 +11,9 @@ from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.security import throttle
+from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Taken
 from gatepost.server import WebServer
-from gatepost.unjudged import Unjudged
 from gatepost.web import UNJUDGED
 from tests.conftest import rows
 from tests.test_throttle import DAY, HOUR, bucket, later
@@ -130,12 +130,12 @@ async def test_what_has_come_back_by_itself_does_not_come_back_again(
     for name in ("a", "b"):
         await end(unjudged, await take(database, name), DatabaseUnavailable())
     now = unjudged._held[bucket("a").key][1]
-    monkeypatch.setattr("gatepost.unjudged.time.monotonic", lambda: now + 3000)
+    monkeypatch.setattr("gatepost.security.refunds.time.monotonic", lambda: now + 3000)
     later(dsn, 3000)
     await unjudged.write()
     assert all(abs(seconds) < SOON for seconds in ahead(dsn))
     await end(unjudged, await take(database, "a", "b"), DatabaseUnavailable())
-    monkeypatch.setattr("gatepost.unjudged.time.monotonic", lambda: now + DAY)
+    monkeypatch.setattr("gatepost.security.refunds.time.monotonic", lambda: now + DAY)
     before = ahead(dsn)
     await unjudged.write()
     assert [abs(a - b) < SOON for a, b in zip(before, ahead(dsn), strict=True)] == [True, True]
@@ -143,7 +143,7 @@ async def test_what_has_come_back_by_itself_does_not_come_back_again(
 
 
 async def test_what_is_held_takes_bounded_memory(unjudged: Unjudged, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gatepost.unjudged.MOST", 5)
+    monkeypatch.setattr("gatepost.security.refunds.MOST", 5)
     for number in range(20):
         await end(unjudged, Taken([bucket(str(number)), bucket("a", HOUR)]), DatabaseUnavailable())
     assert len(unjudged._held) == 5
@@ -153,7 +153,7 @@ async def test_what_is_held_takes_bounded_memory(unjudged: Unjudged, monkeypatch
 async def test_many_are_given_back_in_batches_and_what_comes_meanwhile_is_not_lost(
     database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gatepost.unjudged.BATCH", 2)
+    monkeypatch.setattr("gatepost.security.refunds.BATCH", 2)
     for name in "abcde":
         await end(unjudged, await take(database, name), DatabaseUnavailable())
     taken = await take(database, "a")

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost import events, unjudged
+from gatepost import events
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.background import every
 from gatepost.config import Config
@@ -27,8 +27,9 @@ from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
-from gatepost.security import throttle
+from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
+from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Throttle
 from gatepost.serving import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.sessions import failures, upkeep
@@ -38,7 +39,6 @@ from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.telemetry.logs import OneWarning, log
 from gatepost.telemetry.metrics import Metrics
-from gatepost.unjudged import Unjudged
 from gatepost.web import (
     CONFIG,
     CREDENTIALS,
@@ -188,7 +188,7 @@ class WebServer:
         attempts = Unjudged(database)
         self._share(UNJUDGED, attempts)
         self._resources.push_async_callback(_at_last, attempts.write)
-        await self._resources.enter_async_context(every(unjudged.INTERVAL, attempts.write))
+        await self._resources.enter_async_context(every(refunds.INTERVAL, attempts.write))
         failed = FailedLookups(database, self.app[THROTTLE])
         self._share(FAILED_LOOKUPS, failed)
         await self._resources.enter_async_context(every(failures.INTERVAL, failed.write))

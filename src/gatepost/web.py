@@ -28,11 +28,11 @@ from gatepost.errors import (
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
+from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Throttle
 from gatepost.serving import Stopping
 from gatepost.telemetry.logs import OneWarning
 from gatepost.telemetry.metrics import ABANDONED, Metrics
-from gatepost.unjudged import Unjudged
 
 CONFIG = web.AppKey("config", Config)
 DATABASE = web.AppKey("database", Database)
