@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from gatepost.errors import Problem
-from gatepost.jitter import jitter
+from gatepost.process.jitter import jitter
 from gatepost.telemetry.logs import log
 
 # Rows in one statement: a lock held for milliseconds.

@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gatepost.admission import Admission, network
 from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
-from gatepost.jitter import jitter
+from gatepost.process.jitter import jitter
 from gatepost.web import MAX_BODY, add_common_headers, render
 
 T = TypeVar("T")

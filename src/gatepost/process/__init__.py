@@ -1,0 +1,1 @@
+"""The process around the service: its sockets, its console, what it does periodically."""
