@@ -13,7 +13,6 @@ from aiohttp import web
 
 from gatepost import events
 from gatepost.admission import OPERATOR_CONNECTIONS
-from gatepost.background import every
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.listen import bind
@@ -25,6 +24,7 @@ from gatepost.postgres import schema
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
+from gatepost.process.periodic import every
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
 from gatepost.security import refunds, throttle

@@ -10,9 +10,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from gatepost.background import BATCH
 from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
 from gatepost.postgres.database import Connection, Database
+from gatepost.process.periodic import BATCH
 from gatepost.security import throttle
 from gatepost.security.throttle import Taken
 
