@@ -15,7 +15,6 @@ from gatepost import events
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
-from gatepost.listen import bind
 from gatepost.observer import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
@@ -25,6 +24,7 @@ from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.periodic import every
+from gatepost.process.sockets import bind
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.runner import Runner, require_parser
 from gatepost.security import refunds, throttle

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gatepost.listen import BACKLOG
+from gatepost.process.sockets import BACKLOG
 from gatepost.telemetry.logs import log
 
 T = TypeVar("T")

@@ -1,8 +1,8 @@
 """What is said at start, to whoever has started it."""
 
 from gatepost.config import Config
-from gatepost.listen import in_url
 from gatepost.postgres.connection import Dsn
+from gatepost.process.sockets import in_url
 from gatepost.security.credentials import share
 
 
