@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from gatepost.console import plain
 from gatepost.postgres.database import Dsn
+from gatepost.process.console import plain
 from tests.conftest import PASSWORD, Client, log_in, register, rows, status_of
 from tests.gatepost_process import environment, gatepost, running
 from tests.test_server import environment_of

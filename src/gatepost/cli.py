@@ -9,13 +9,13 @@ import typer
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
-from gatepost.console import CommandError, ConfigOption, complain, print_table
 from gatepost.errors import Problem
 from gatepost.ops import openapi
 from gatepost.postgres import schema
 from gatepost.postgres.connection import wait_for
 from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError
+from gatepost.process.console import CommandError, ConfigOption, complain, print_table
 from gatepost.process.sockets import StartError
 from gatepost.routes import ROUTES
 from gatepost.runner import PurePythonParser

@@ -15,7 +15,8 @@ from gatepost.admin import access_queries, queries
 from gatepost.admin.actor import OPERATOR
 from gatepost.admin.user import Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
-from gatepost.console import (
+from gatepost.postgres.database import Database
+from gatepost.process.console import (
     CommandError,
     ConfigOption,
     JsonOption,
@@ -26,7 +27,6 @@ from gatepost.console import (
     standard_input,
     with_database,
 )
-from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
 from gatepost.security.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.session import timestamp

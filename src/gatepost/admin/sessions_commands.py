@@ -7,8 +7,8 @@ from gatepost.admin.actor import OPERATOR
 from gatepost.admin.commands import NameArgument, find, unknown
 from gatepost.admin.user import Managed
 from gatepost.config import Config
-from gatepost.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.postgres.database import Database
+from gatepost.process.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
 from gatepost.security.throttle import Throttle
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, sessions_of
 from gatepost.sessions.session import SessionDocument

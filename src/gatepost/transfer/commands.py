@@ -13,9 +13,9 @@ from typing import Annotated, Any, BinaryIO, TextIO
 import typer
 
 from gatepost.config import Config
-from gatepost.console import ConfigOption, complain, json_for, standard_input
 from gatepost.postgres import schema
 from gatepost.postgres.database import reach
+from gatepost.process.console import ConfigOption, complain, json_for, standard_input
 from gatepost.security.credentials.foreign import Firebase
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
