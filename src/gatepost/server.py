@@ -23,6 +23,7 @@ from gatepost.postgres import schema
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
+from gatepost.process.banner import welcome
 from gatepost.process.periodic import every
 from gatepost.process.sockets import bind
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
@@ -54,7 +55,6 @@ from gatepost.web import (
     problems,
     set_common_headers,
 )
-from gatepost.welcome import welcome
 
 # Seconds after which a process that shares its metrics writes down those that it is asked for.
 LOOK = 5.0
