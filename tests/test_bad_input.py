@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.errors import BadRequest
+from gatepost.http import strict_json
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
 from tests.conftest import (
@@ -220,7 +220,7 @@ def work_of_decoding(body: bytes) -> float:
     def once() -> float:
         began = time.thread_time()
         with contextlib.suppress(BadRequest):
-            strictjson.decode(body)
+            strict_json.decode(body)
         return time.thread_time() - began
 
     return min(once() for _ in range(20))

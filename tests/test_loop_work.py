@@ -22,12 +22,13 @@ from multidict import CIMultiDict
 from precis_i18n import get_profile
 from yarl import URL
 
-from gatepost import strictjson, tokens, web
+from gatepost import tokens, web
 from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Problem
+from gatepost.http import strict_json
 from gatepost.security import addresses
 from gatepost.security.credentials import prepare
 from gatepost.security.names import canonical
@@ -92,7 +93,7 @@ def forwarded(text: str) -> object:
 
 
 def patched(text: str) -> object:
-    value = strictjson.decode(text.encode("utf-8", "replace"))
+    value = strict_json.decode(text.encode("utf-8", "replace"))
     return profile.patched(value, value) if isinstance(value, dict) else value
 
 
@@ -110,7 +111,7 @@ SUBJECTS: dict[str, Callable[[str], object]] = {
     "a password": prepare,
     "a name": canonical,
     "a registration": registration,
-    "JSON": lambda text: strictjson.decode(text.encode("utf-8", "replace")),
+    "JSON": lambda text: strict_json.decode(text.encode("utf-8", "replace")),
     "a merge patch": patched,
     "cookies": cookies,
     "X-Forwarded-For": forwarded,
@@ -239,6 +240,6 @@ def decomposed(character: str) -> str:
 
 def test_a_profile_that_is_nested_is_merged_once_for_each_level() -> None:
     deep: dict[str, Any] = {}
-    for _ in range(strictjson.MAX_DEPTH - 1):
+    for _ in range(strict_json.MAX_DEPTH - 1):
         deep = {"a": deep}
     assert profile.patched(deep, deep) == json.loads(json.dumps(deep))

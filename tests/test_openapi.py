@@ -21,9 +21,10 @@ import pytest
 from aiohttp import web
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gatepost import server, strictjson
+from gatepost import server
 from gatepost.config import Config
 from gatepost.errors import Forbidden, ForeignOrigin, Problem
+from gatepost.http import strict_json
 from gatepost.ops import openapi
 from gatepost.ops.handlers import ping
 from gatepost.ops.refusals import BODY
@@ -177,7 +178,7 @@ def test_a_handler_without_a_note_is_a_mistake() -> None:
 
 
 def test_the_decoders_codes_are_those_of_the_document() -> None:
-    given = set(re.findall(r'code="(\w+)"', inspect.getsource(strictjson)))
+    given = set(re.findall(r'code="(\w+)"', inspect.getsource(strict_json)))
     assert given | {"body_incomplete"} == {refusal.code for refusal in BODY if refusal.status == 400}
     assert given <= codes(OPERATIONS["POST", "/user"])
 

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from gatepost.client import user_agent
 from gatepost.errors import BadRequest, Unauthorized
-from gatepost.strictjson import decode
+from gatepost.http.strict_json import decode
 from gatepost.tokens import session_token
 
 CODES = {

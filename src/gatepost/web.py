@@ -13,7 +13,6 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
-from gatepost import strictjson
 from gatepost.config import Config
 from gatepost.errors import (
     BadRequest,
@@ -25,6 +24,7 @@ from gatepost.errors import (
     Problem,
     UnsupportedMediaType,
 )
+from gatepost.http import strict_json
 from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
@@ -55,7 +55,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """A JSON answer, UTF-8."""
     return web.Response(
-        body=strictjson.encode(body).encode(), status=status, headers=headers, content_type="application/json"
+        body=strict_json.encode(body).encode(), status=status, headers=headers, content_type="application/json"
     )
 
 
@@ -72,7 +72,7 @@ def render(problem: Problem) -> web.Response:
     if problem.fields:
         body["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in problem.fields]
     return web.Response(
-        body=strictjson.encode(body).encode(),
+        body=strict_json.encode(body).encode(),
         status=problem.status,
         headers=problem.headers,
         content_type="application/problem+json",
@@ -89,7 +89,7 @@ def problems(observer: Observer) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
         try:
-            if strictjson.BAD_CHARACTER.search(request.path):
+            if strict_json.BAD_CHARACTER.search(request.path):
                 raise NotFound  # nothing has such a name, and Postgres must not be asked
             response = await handler(request)
         # Its caller has gone. It may have cost an attempt at a password, so it is not passed over.
@@ -227,7 +227,7 @@ async def read_body(request: web.Request, model: type[Model], *, any_content_typ
         raise UnsupportedMediaType
     if not any_content_type and request.content_type != "application/json":
         raise UnsupportedMediaType
-    value = strictjson.decode(await _read(request))
+    value = strict_json.decode(await _read(request))
     if not isinstance(value, dict):
         raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
     return _validate(model, value)
@@ -245,7 +245,7 @@ async def _read(request: web.Request) -> bytes:
 def read_query(request: web.Request, model: type[Model]) -> Model:
     """The request's query string as ``model``. Raises InvalidBody (422) naming each parameter."""
     query = request.query
-    strictjson.refuse_bad_characters(dict(query))
+    strict_json.refuse_bad_characters(dict(query))
     if twice := sorted({name for name in query if len(query.getall(name)) > 1}):
         raise InvalidBody([FieldError(name, "twice", "is given more than once") for name in twice])
     return _validate(model, dict(query))

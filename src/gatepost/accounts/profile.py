@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from gatepost import strictjson
 from gatepost.errors import FieldError, InvalidBody
+from gatepost.http import strict_json
 
 MAX_BYTES = 4096
 
@@ -17,7 +17,7 @@ def too_large() -> InvalidBody:
 def size(text: str) -> int:
     """Bytes of a profile's JSON once Postgres has kept it: it gives 1e90 back as 91 digits."""
     if "e+" in text:
-        text = strictjson.encode(json.loads(text, parse_float=_whole))
+        text = strict_json.encode(json.loads(text, parse_float=_whole))
     return len(text.encode())
 
 
@@ -32,7 +32,7 @@ def patched(profile: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
     Raises InvalidBody when the result has more than ``MAX_BYTES`` bytes as JSON.
     """
     result: dict[str, Any] = _merge(profile, patch)
-    if size(strictjson.encode(result)) > MAX_BYTES:
+    if size(strict_json.encode(result)) > MAX_BYTES:
         raise too_large()
     return result
 

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from gatepost import strictjson
 from gatepost.accounts.profile import too_large
 from gatepost.errors import UsernameTaken
+from gatepost.http import strict_json
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.postgres.tables import passwords, users
 from gatepost.security.credentials import Stored
@@ -130,7 +130,7 @@ async def update(
             id=user_id,
             username=username,
             canonical=canonical,
-            profile=None if profile is None else strictjson.encode(profile),
+            profile=None if profile is None else strict_json.encode(profile),
             changed=changed,
             **origin._asdict(),
         )

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from gatepost import strictjson
 from gatepost.accounts.profile import too_large
 from gatepost.admin.access_queries import Reset
 from gatepost.admin.actor import BY, NOTE, Actor
 from gatepost.admin.user import Managed
 from gatepost.errors import LastAdmin, Problem, UsernameTaken
+from gatepost.http import strict_json
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.recovery.queries import hash_code
 from gatepost.security.credentials import Stored
@@ -119,7 +119,7 @@ async def create(
             username=new.username,
             canonical=new.canonical,
             roles=list(new.roles),
-            profile=strictjson.encode(new.profile),
+            profile=strict_json.encode(new.profile),
             setting=password.setting.phc if password else None,
             digest=password.digest if password else None,
             norm=password.norm if password else None,
@@ -198,7 +198,7 @@ async def change(connection: Connection, user_id: str, what: Change, actor: Acto
             id=user_id,
             username=username,
             canonical=canonical,
-            profile=None if what.profile is None else strictjson.encode(what.profile),
+            profile=None if what.profile is None else strict_json.encode(what.profile),
             roles=None if what.roles is None else list(what.roles),
             disabled=what.disabled,
             changed=changed,

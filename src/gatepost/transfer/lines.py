@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
-from gatepost import strictjson
 from gatepost.errors import Problem
+from gatepost.http import strict_json
 
 Format: TypeAlias = Literal["jsonl", "csv"]
 MAX_LINE = 64 * 1024
@@ -69,7 +69,7 @@ class Source:
 
     def _object(self, line: bytes) -> Record | Refusal:
         try:
-            fields = strictjson.decode(line)
+            fields = strict_json.decode(line)
         except Problem as error:
             return Refusal(self._line, str(error).replace("The body", "the line"))
         if not isinstance(fields, dict):
@@ -113,7 +113,7 @@ class Source:
         fields["roles"] = fields.get("roles", "").split()
         if "profile" in fields:
             try:
-                fields["profile"] = strictjson.decode(fields["profile"].encode())
+                fields["profile"] = strict_json.decode(fields["profile"].encode())
             except Problem as error:
                 return Refusal(line, "profile: " + str(error).replace("The body", "it"))
         return Record(line, fields)

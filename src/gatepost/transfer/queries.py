@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import psycopg2
 import psycopg2.errors
 
-from gatepost import strictjson
+from gatepost.http import strict_json
 from gatepost.postgres.connection import Dsn, cannot_connect, is_pooled
 from gatepost.security.credentials import Setting, Stored, foreign
 from gatepost.security.credentials.kinds import InvalidSetting
@@ -199,4 +199,4 @@ def _line(
     user |= {"roles": roles, "profile": profile, "created": created.isoformat()}
     user |= {"pepper": pepper} if pepper is not None else {}
     user |= {"disabled": disabled.isoformat()} if disabled is not None else {}
-    return strictjson.encode(user)
+    return strict_json.encode(user)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from gatepost import strictjson
 from gatepost.accounts.profile import MAX_BYTES, size
+from gatepost.http import strict_json
 from gatepost.security.credentials import NORM, RAW, foreign
 from gatepost.security.credentials.foreign import Firebase, InvalidHash
 from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical, display
@@ -143,7 +143,7 @@ def _profile(value: Any) -> str:
         return "{}"
     if not isinstance(value, dict):
         raise _Wrong("profile: must be an object")
-    text = strictjson.encode(value)
+    text = strict_json.encode(value)
     if size(text) > MAX_BYTES:
         raise _Wrong(f"profile: must have at most {MAX_BYTES} bytes as JSON")
     return text

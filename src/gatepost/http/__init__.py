@@ -1,0 +1,1 @@
+"""HTTP, as every feature has it: a request taken apart, an answer put together, connections and their limits."""
