@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 from gatepost.errors import Problem, TooManyAttempts, Unavailable
-from gatepost.operation import Operation
+from gatepost.http.operation import Operation
 from gatepost.telemetry.logs import log
 from gatepost.telemetry.metrics import BUCKETS, OUTCOMES, Durations, Metrics
 

@@ -23,7 +23,7 @@ from gatepost.errors import (
     UsernameTaken,
     WrongPassword,
 )
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.security.throttle import take
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.queries import SettingChanged

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from gatepost.admin import cursor, events_queries
 from gatepost.admin.handlers import Limit
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.session import Session, timestamp
 from gatepost.web import DATABASE, UUID, json_response, read_query

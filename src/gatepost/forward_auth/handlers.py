@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.sessions.guard import caller
 from gatepost.tokens import Asked
 from gatepost.web import read_query

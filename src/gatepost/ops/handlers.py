@@ -12,7 +12,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from typing_extensions import TypedDict
 
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.ops.instruments import Census
 from gatepost.security import addresses
 from gatepost.sessions.guard import LOOKUP

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, TooManyAttempts, Unauthorized
-from gatepost.operation import Operation
+from gatepost.http.operation import Operation
 from gatepost.ops.refusals import ANYWHERE, BODY, QUERY, TOKEN, ProblemDocument, Refusal, markdown, prose
 from gatepost.sessions.guard import GUARDED
 from gatepost.web import MAX_BODY, Handler

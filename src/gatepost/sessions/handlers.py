@@ -19,7 +19,7 @@ from gatepost.errors import (
     Unauthorized,
     Unavailable,
 )
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.security.credentials import InvalidPassword
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.sessions import queries

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, NotFound
-from gatepost.operation import operation
+from gatepost.http.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
