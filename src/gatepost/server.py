@@ -15,7 +15,7 @@ from gatepost import events
 from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
-from gatepost.observer import Observer
+from gatepost.http.access_log import Observer
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census

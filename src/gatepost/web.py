@@ -25,7 +25,7 @@ from gatepost.errors import (
     UnsupportedMediaType,
 )
 from gatepost.http import strict_json
-from gatepost.observer import REQUEST_ID, UNMATCHED, Observer, name_request
+from gatepost.http.access_log import REQUEST_ID, UNMATCHED, Observer, name_request
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
 from gatepost.security.refunds import Unjudged
