@@ -10,8 +10,8 @@ import aiohttp
 import psycopg2
 import pytest
 
-from gatepost import admission
 from gatepost.accounts.export_queries import PAGE
+from gatepost.http import connection_limits
 from gatepost.postgres.database import Dsn
 from tests.conftest import Client, eventually, log_in, rows
 from tests.test_my_account import bearer
@@ -103,10 +103,10 @@ async def test_exports_that_nobody_reads_are_bounded_in_bytes_for_one_client_and
             await eventually(lambda: not set(admitted.untaken) <= before)
             return len(before - set(admitted.untaken))
 
-        monkeypatch.setattr(admission, "MAX_UNTAKEN_BYTES_PER_ADDRESS", 3 * most)
+        monkeypatch.setattr(connection_limits, "MAX_UNTAKEN_BYTES_PER_ADDRESS", 3 * most)
         assert await cut_off_by_one_more() >= 2
         assert sum(each.untaken for each in admitted.untaken) <= 3 * most + one
-        monkeypatch.setattr(admission, "MAX_UNTAKEN_BYTES", most)
+        monkeypatch.setattr(connection_limits, "MAX_UNTAKEN_BYTES", most)
         assert await cut_off_by_one_more() >= 1
         assert sum(each.untaken for each in admitted.untaken) <= most + one
     await eventually(lambda: not admitted.untaken)

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from gatepost import admission, runner, wire
+from gatepost import runner, wire
 from gatepost.config import Config, ConfigError, WebServerConfig
+from gatepost.http import connection_limits
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
 from gatepost.security.credentials.hashing import Derived
@@ -263,7 +264,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
 async def test_of_many_clients_that_never_read_those_with_most_time_had_are_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission, "MAX_UNTAKEN", 3)
+    monkeypatch.setattr(connection_limits, "MAX_UNTAKEN", 3)
     client = await serve()
     server = server_of(client)
     crowd = []
@@ -419,11 +420,11 @@ async def test_a_trusted_proxy_may_have_as_many_as_there_are(serve: Serve) -> No
 def test_an_ipv6_host_counts_as_one_whatever_address_of_its_network_it_takes(
     one: str, other: str, same: bool
 ) -> None:
-    assert (admission.network((one, 1)) == admission.network((other, 2, 0, 0))) is same
+    assert (connection_limits.network((one, 1)) == connection_limits.network((other, 2, 0, 0))) is same
 
 
 def test_a_unix_socket_has_no_address() -> None:
-    assert admission.network("") is None
+    assert connection_limits.network("") is None
 
 
 async def test_ten_times_the_limit_of_idle_connections_leave_room_for_a_health_check(serve: Serve) -> None:
@@ -455,13 +456,16 @@ def limits() -> Any:
 def test_the_limit_on_open_files_is_raised_as_far_as_the_connections_need(limits: tuple[int, int]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
     config = Config(webserver=WebServerConfig(max_connections=1500))
-    assert admission.admissible(config) == 1500
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1500 + config.db.pool_size + admission.SPARE_DESCRIPTORS
+    assert connection_limits.admissible(config) == 1500
+    assert (
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        == 1500 + config.db.pool_size + connection_limits.SPARE_DESCRIPTORS
+    )
 
 
 def under(hard_limit: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`admission.admissible` in a process that may open so many files."""
-    code = "from gatepost.config import Config; from gatepost.admission import *; print(admissible(Config.load()))"
+    """`connection_limits.admissible` in a process that may open so many files."""
+    code = "from gatepost.config import Config; from gatepost.http.connection_limits import *; print(admissible(Config.load()))"
     return subprocess.run(
         ["sh", "-c", f'ulimit -n {hard_limit} && exec "$0" -c "$1"', sys.executable, code],
         cwd=cwd,

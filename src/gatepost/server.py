@@ -12,10 +12,10 @@ from typing import NamedTuple, TypeVar
 from aiohttp import web
 
 from gatepost import events
-from gatepost.admission import OPERATOR_CONNECTIONS
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.http.access_log import Observer
+from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census

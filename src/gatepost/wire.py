@@ -17,9 +17,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gatepost.admission import Admission, network
 from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
+from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
 from gatepost.web import MAX_BODY, add_common_headers, render
 

@@ -4,8 +4,8 @@ import math
 import time
 from typing import Any
 
-from gatepost.admission import Admission
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http.connection_limits import Admission
 from gatepost.ops import queries
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
