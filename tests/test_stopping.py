@@ -19,16 +19,16 @@ import psycopg2
 import pytest
 from aiohttp import web
 
-from gatepost import serving
+from gatepost.http import graceful_shutdown
+from gatepost.http.graceful_shutdown import Stopping, serve
 from gatepost.postgres.database import Dsn
-from gatepost.serving import Stopping, serve
 from tests.conftest import eventually, rows
 from tests.gatepost_process import Process, running, until
 from tests.test_server import ADA, CHEAP, OPEN, environment_of, refuses
 
 # Seconds after its last answer within which a client must ask to be sure of another one: half of what an idle
 # connection is kept for. More go by where the machine stands still.
-PROMPT = serving.LINGER / 2
+PROMPT = graceful_shutdown.LINGER / 2
 
 EITHER = pytest.mark.parametrize("workers", ["1", "2"])
 
@@ -334,7 +334,7 @@ def test_nobody_begins_to_connect_after_the_last_accept_and_who_has_is_served() 
         socket.create_connection(listener.getsockname()) as early,
         socket.socket() as late,
     ):
-        serving._let_nobody_knock(listener)
+        graceful_shutdown._let_nobody_knock(listener)
         late.settimeout(0.3)
         with pytest.raises(TimeoutError):
             late.connect(listener.getsockname())

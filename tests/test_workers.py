@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from gatepost.config import Config, ConfigError, DbConfig, PasswordsConfig, WebServerConfig
+from gatepost.http.graceful_shutdown import Stopping
 from gatepost.postgres.database import Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres, Server
 from gatepost.security.credentials import cores, share
-from gatepost.serving import Stopping
 from tests.conftest import PASSWORD, eventually, rows
 from tests.gatepost_process import Process, gatepost, running, until
 from tests.proxy import proxy

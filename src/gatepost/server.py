@@ -16,6 +16,7 @@ from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.http.access_log import Observer
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
+from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
@@ -32,7 +33,6 @@ from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Throttle
-from gatepost.serving import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.sessions import failures, upkeep
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP

@@ -26,11 +26,11 @@ from gatepost.errors import (
 )
 from gatepost.http import strict_json
 from gatepost.http.access_log import REQUEST_ID, UNMATCHED, Observer, name_request
+from gatepost.http.graceful_shutdown import Stopping
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
 from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Throttle
-from gatepost.serving import Stopping
 from gatepost.telemetry.logs import OneWarning
 from gatepost.telemetry.metrics import ABANDONED, Metrics
 
