@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gatepost.config import Config, ThrottleConfig
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http.app import Handler
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.security.credentials import Credentials
@@ -23,7 +24,6 @@ from gatepost.security.throttle import Throttle
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import hash_token
-from gatepost.web import Handler
 
 
 @web.middleware

@@ -13,11 +13,11 @@ import pytest
 
 import gatepost
 from gatepost.config import Config, ThrottleConfig
+from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
 from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
-from gatepost.web import CREDENTIALS
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw
 from tests.test_my_account import bearer, start_reset

@@ -12,11 +12,11 @@ import psycopg2
 import pytest
 
 from gatepost.config import Config, ThrottleConfig
+from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import Credentials, hashing
 from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
-from gatepost.web import CREDENTIALS
 from tests.conftest import (
     CHEAP,
     PASSWORD,

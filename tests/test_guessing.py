@@ -12,6 +12,7 @@ import pytest
 
 from gatepost.config import Config, SessionsConfig, ThrottleConfig
 from gatepost.errors import Overloaded
+from gatepost.http.app import METRICS
 from gatepost.postgres import database, pool
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import Credentials, hashing
@@ -19,7 +20,6 @@ from gatepost.security.credentials.hashing import Derived
 from gatepost.sessions import failures
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.guard import FAILED_LOOKUPS
-from gatepost.web import METRICS
 from tests.conftest import (
     PASSWORD,
     Client,

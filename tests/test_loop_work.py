@@ -22,19 +22,19 @@ from multidict import CIMultiDict
 from precis_i18n import get_profile
 from yarl import URL
 
-from gatepost import tokens, web
+from gatepost import tokens
 from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Problem
-from gatepost.http import strict_json
+from gatepost.http import app, strict_json
 from gatepost.security import addresses
 from gatepost.security.credentials import prepare
 from gatepost.security.names import canonical
 from gatepost.security.precis import MAX_MARKS, Profile
 
-MAX = web.MAX_BODY
+MAX = app.MAX_BODY
 # Calls in 20 ms, at 200 ns each on a slow machine.
 MAX_CALLS = 100_000
 SECONDS = 0.02
@@ -80,7 +80,7 @@ def seconds(function: Callable[[str], object], *texts: str) -> list[float]:
 
 def request(headers: Any = (), path: str = "/") -> Any:
     config = Config()
-    return make_mocked_request("GET", path, headers=CIMultiDict(headers), app={web.CONFIG: config})
+    return make_mocked_request("GET", path, headers=CIMultiDict(headers), app={app.CONFIG: config})
 
 
 def cookies(text: str) -> object:
@@ -104,7 +104,7 @@ def registration(text: str) -> object:
 def query(text: str) -> object:
     made = request()
     made._rel_url = URL.build(path="/", query_string=text.encode("ascii", "ignore").decode(), encoded=True)
-    return web.read_query(made, Page)
+    return app.read_query(made, Page)
 
 
 SUBJECTS: dict[str, Callable[[str], object]] = {

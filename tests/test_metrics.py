@@ -187,7 +187,7 @@ async def test_hashes_under_way_and_waiting_are_seen_while_they_last(
     server = WebServer(config)
     await server.initializer()
     try:
-        from gatepost.web import CREDENTIALS
+        from gatepost.http.app import CREDENTIALS
 
         hashes = [asyncio.create_task(server.app[CREDENTIALS].create(PASSWORD)) for _ in range(5)]
         await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_session_checks_are_counted_by_query_and_by_token(client: Client) 
 
 @pytest.mark.deadlines
 async def test_the_pools_are_seen_and_waiting_in_vain_is_counted(client: Client, config: Config) -> None:
-    from gatepost.web import DATABASE
+    from gatepost.http.app import DATABASE
 
     assert client.app is not None
     database = client.app[DATABASE]

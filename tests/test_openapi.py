@@ -25,12 +25,12 @@ from gatepost import server
 from gatepost.config import Config
 from gatepost.errors import Forbidden, ForeignOrigin, Problem
 from gatepost.http import strict_json
+from gatepost.http.app import set_common_headers
 from gatepost.ops import openapi
 from gatepost.ops.handlers import ping
 from gatepost.ops.refusals import BODY
 from gatepost.routes import ROUTES, api_document
 from gatepost.sessions.guard import GUARDED
-from gatepost.web import set_common_headers
 from tests.conftest import Client, StartServer
 from tests.documented import Documented
 

@@ -13,11 +13,11 @@ from multidict import CIMultiDict
 
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http.app import CONFIG
 from gatepost.ops.handlers import _is_from_here
 from gatepost.postgres.database import Dsn
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
 from gatepost.server import WebServer
-from gatepost.web import CONFIG
 from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows
 from tests.documented import Documented
 from tests.gatepost_process import gatepost, running

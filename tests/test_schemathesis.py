@@ -22,10 +22,10 @@ from pydantic_core.core_schema import ErrorType
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerConfig
+from gatepost.http.app import _CODES
 from gatepost.postgres.database import Dsn
 from gatepost.routes import api_document
 from gatepost.server import WebServer
-from gatepost.web import _CODES
 from tests.conftest import CHEAP, PASSWORD, UNLIMITED, PostgresServer, db_config, rows
 from tests.documented import Documented
 

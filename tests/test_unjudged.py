@@ -9,12 +9,12 @@ import pytest
 
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
+from gatepost.http.app import UNJUDGED
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.security import throttle
 from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Taken
 from gatepost.server import WebServer
-from gatepost.web import UNJUDGED
 from tests.conftest import rows
 from tests.test_throttle import DAY, HOUR, bucket, later
 

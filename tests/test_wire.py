@@ -17,11 +17,11 @@ import pytest
 from gatepost import runner, wire
 from gatepost.config import Config, ConfigError, WebServerConfig
 from gatepost.http import connection_limits
+from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
 from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
-from gatepost.web import CREDENTIALS
 from tests import slow_clients
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.gatepost_process import environment, gatepost

@@ -2,8 +2,8 @@
 
 from aiohttp import hdrs, web
 
+from gatepost.http.app import CONFIG, THROTTLE, UNTRUSTED_PROXY
 from gatepost.security import addresses
-from gatepost.web import CONFIG, THROTTLE, UNTRUSTED_PROXY
 
 
 def client_ip(request: web.Request) -> str | None:

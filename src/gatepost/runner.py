@@ -6,8 +6,8 @@ from typing import Any, cast
 from aiohttp import http, http_parser, web
 
 from gatepost.config import Config, WebServerConfig
+from gatepost.http.app import QuietLogger
 from gatepost.http.connection_limits import Admission, admissible
-from gatepost.web import QuietLogger
 from gatepost.wire import Connection
 
 

@@ -15,6 +15,21 @@ from gatepost import events
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.http.access_log import Observer
+from gatepost.http.app import (
+    CONFIG,
+    CREDENTIALS,
+    DATABASE,
+    MAX_BODY,
+    METRICS,
+    STOPPING,
+    THROTTLE,
+    UNJUDGED,
+    UNTRUSTED_PROXY,
+    cors,
+    mount,
+    problems,
+    set_common_headers,
+)
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
 from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.ops import handlers as ops
@@ -40,21 +55,6 @@ from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.telemetry.logs import OneWarning, log
 from gatepost.telemetry.metrics import Metrics
-from gatepost.web import (
-    CONFIG,
-    CREDENTIALS,
-    DATABASE,
-    MAX_BODY,
-    METRICS,
-    STOPPING,
-    THROTTLE,
-    UNJUDGED,
-    UNTRUSTED_PROXY,
-    cors,
-    mount,
-    problems,
-    set_common_headers,
-)
 
 # Seconds after which a process that shares its metrics writes down those that it is asked for.
 LOOK = 5.0

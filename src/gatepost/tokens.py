@@ -6,7 +6,7 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from gatepost.errors import BadRequest, ForeignOrigin, Unauthorized
-from gatepost.web import CONFIG
+from gatepost.http.app import CONFIG
 
 # The canonical form only: uuid.UUID() would also take braces, urn:, capitals and full-width digits, so that one
 # session had many names.

@@ -19,9 +19,9 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
+from gatepost.http.app import MAX_BODY, add_common_headers, render
 from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
-from gatepost.web import MAX_BODY, add_common_headers, render
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from aiohttp import hdrs, web
 
 from gatepost.accounts import export_queries as queries
 from gatepost.errors import Unauthorized
+from gatepost.http.app import DATABASE
 from gatepost.http.operation import operation
 from gatepost.postgres.database import Database
 from gatepost.sessions.guard import guarded
 from gatepost.sessions.session import Session
-from gatepost.web import DATABASE
 
 
 @operation(dict[str, Any])

@@ -10,10 +10,10 @@ from typing_extensions import TypedDict
 
 from gatepost.admin import cursor, events_queries
 from gatepost.admin.handlers import Limit
+from gatepost.http.app import DATABASE, UUID, json_response, read_query
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.session import Session, timestamp
-from gatepost.web import DATABASE, UUID, json_response, read_query
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 

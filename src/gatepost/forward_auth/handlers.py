@@ -7,10 +7,10 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
+from gatepost.http.app import read_query
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import caller
 from gatepost.tokens import Asked
-from gatepost.web import read_query
 
 # A path that a proxy and the service behind it could read in different ways (RFC 3986 §6.2.2): dot segments, two
 # slashes, a backslash, what stands for one of them or for a control character, once encoded or twice.

@@ -12,11 +12,11 @@ from aiohttp import HttpVersion11, hdrs, web
 from typing_extensions import TypedDict
 
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
+from gatepost.http.app import CONFIG, METRICS, STOPPING, json_response
 from gatepost.http.operation import operation
 from gatepost.ops.instruments import Census
 from gatepost.security import addresses
 from gatepost.sessions.guard import LOOKUP
-from gatepost.web import CONFIG, METRICS, STOPPING, json_response
 
 DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
 """Makes what `/openapi.json` answers."""

@@ -16,10 +16,10 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, TooManyAttempts, Unauthorized
+from gatepost.http.app import MAX_BODY, Handler
 from gatepost.http.operation import Operation
 from gatepost.ops.refusals import ANYWHERE, BODY, QUERY, TOKEN, ProblemDocument, Refusal, markdown, prose
 from gatepost.sessions.guard import GUARDED
-from gatepost.web import MAX_BODY, Handler
 
 Json = dict[str, Any]
 

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from gatepost.client import client_ip
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
 from gatepost.postgres.database import Connection
 from gatepost.sessions.authority import demand
 from gatepost.sessions.failures import FailedLookups
@@ -14,7 +15,6 @@ from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
 from gatepost.tokens import Asked, session_token
-from gatepost.web import CONFIG, DATABASE, THROTTLE, Handler
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)

@@ -19,6 +19,7 @@ from gatepost.errors import (
     Unauthorized,
     Unavailable,
 )
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.http.operation import operation
 from gatepost.security.credentials import InvalidPassword
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
@@ -26,7 +27,6 @@ from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
 from gatepost.tokens import demand_own_origin, drop_session_cookie, is_from_a_page, session_token, set_session_cookie
-from gatepost.web import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.wire import has_left, while_connected
 
 

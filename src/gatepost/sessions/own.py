@@ -8,12 +8,12 @@ from typing_extensions import TypedDict
 
 from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, NotFound
+from gatepost.http.app import CONFIG, DATABASE, json_response, read_query
 from gatepost.http.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
 from gatepost.tokens import drop_session_cookie
-from gatepost.web import CONFIG, DATABASE, json_response, read_query
 
 
 class OwnSession(SessionDocument):
