@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gatepost.client import user_agent
 from gatepost.errors import BadRequest, Unauthorized
+from gatepost.http.client_address import user_agent
 from gatepost.http.strict_json import decode
 from gatepost.tokens import session_token
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.accounts import password_queries, policy, profile, queries
-from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.errors import (
     ForeignOrigin,
     LastAdmin,
@@ -24,6 +23,7 @@ from gatepost.errors import (
     WrongPassword,
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.client_address import client_ip, hashing_place, user_agent
 from gatepost.http.operation import operation
 from gatepost.security.throttle import take
 from gatepost.sessions.guard import acting, guarded

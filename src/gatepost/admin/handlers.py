@@ -12,9 +12,9 @@ from gatepost.accounts.queries import lock_profile
 from gatepost.admin import access_queries, cursor, queries
 from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
-from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response, path_id, read_body, read_query
+from gatepost.http.client_address import client_ip, user_agent
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import acting, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of

@@ -4,9 +4,9 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
-from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.client_address import client_ip, hashing_place, user_agent
 from gatepost.http.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done

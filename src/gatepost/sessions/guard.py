@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-from gatepost.client import client_ip
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
+from gatepost.http.client_address import client_ip
 from gatepost.postgres.database import Connection
 from gatepost.sessions.authority import demand
 from gatepost.sessions.failures import FailedLookups

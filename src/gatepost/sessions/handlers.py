@@ -9,7 +9,6 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from gatepost.client import client_ip, hashing_place, user_agent
 from gatepost.errors import (
     ForeignOrigin,
     InvalidCredentials,
@@ -20,6 +19,7 @@ from gatepost.errors import (
     Unavailable,
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.client_address import client_ip, hashing_place, user_agent
 from gatepost.http.operation import operation
 from gatepost.security.credentials import InvalidPassword
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical

@@ -6,9 +6,9 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
-from gatepost.client import client_ip, user_agent
 from gatepost.errors import ForeignOrigin, NotFound
 from gatepost.http.app import CONFIG, DATABASE, json_response, read_query
+from gatepost.http.client_address import client_ip, user_agent
 from gatepost.http.operation import operation
 from gatepost.sessions import queries
 from gatepost.sessions.guard import acting, guarded
