@@ -22,13 +22,12 @@ from multidict import CIMultiDict
 from precis_i18n import get_profile
 from yarl import URL
 
-from gatepost import tokens
 from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Problem
-from gatepost.http import app, strict_json
+from gatepost.http import app, strict_json, tokens
 from gatepost.security import addresses
 from gatepost.security.credentials import prepare
 from gatepost.security.names import canonical

@@ -16,7 +16,7 @@ from multidict import CIMultiDict
 from gatepost.errors import BadRequest, Unauthorized
 from gatepost.http.client_address import user_agent
 from gatepost.http.strict_json import decode
-from gatepost.tokens import session_token
+from gatepost.http.tokens import session_token
 
 CODES = {
     "body_not_utf8",

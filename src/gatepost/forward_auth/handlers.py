@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
 from gatepost.http.app import read_query
 from gatepost.http.operation import operation
+from gatepost.http.tokens import Asked
 from gatepost.sessions.guard import caller
-from gatepost.tokens import Asked
 
 # A path that a proxy and the service behind it could read in different ways (RFC 3986 §6.2.2): dot segments, two
 # slashes, a backslash, what stands for one of them or for a control character, once encoded or twice.

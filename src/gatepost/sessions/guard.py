@@ -8,13 +8,13 @@ from aiohttp import web
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
 from gatepost.http.client_address import client_ip
+from gatepost.http.tokens import Asked, session_token
 from gatepost.postgres.database import Connection
 from gatepost.sessions.authority import demand
 from gatepost.sessions.failures import FailedLookups
 from gatepost.sessions.lookup import Lookup
 from gatepost.sessions.session import Session, hash_token
 from gatepost.sessions.upkeep import LastSeen
-from gatepost.tokens import Asked, session_token
 
 LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)

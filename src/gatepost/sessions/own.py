@@ -10,10 +10,10 @@ from gatepost.errors import ForeignOrigin, NotFound
 from gatepost.http.app import CONFIG, DATABASE, json_response, read_query
 from gatepost.http.client_address import client_ip, user_agent
 from gatepost.http.operation import operation
+from gatepost.http.tokens import drop_session_cookie
 from gatepost.sessions import queries
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.session import Done, Session, SessionDocument
-from gatepost.tokens import drop_session_cookie
 
 
 class OwnSession(SessionDocument):
