@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp.web_protocol import RequestHandler
 
-from gatepost import wire
+from gatepost.http import connection
 from tests.conftest import Client, eventually
 from tests.slow_clients import GET
 from tests.test_wire import DUE, GRACE, OK, Serve, ask, connected, serve, server_of
@@ -93,14 +93,14 @@ for name in (b"x", b"websocket", b"tcp", b"h2c"):
     }
 
 
-async def send(writer: asyncio.StreamWriter, way: tuple[bytes, ...], connection: wire.Connection) -> None:
+async def send(writer: asyncio.StreamWriter, way: tuple[bytes, ...], connection: connection.Connection) -> None:
     """All packets, each when the server has nothing left to do but to wait for this client."""
     for packet in way:
         writer.write(packet)
         await settled(connection)
 
 
-async def settled(connection: wire.Connection) -> None:
+async def settled(connection: connection.Connection) -> None:
     """What the client has sent has come, and whatever of it could be answered is."""
     pipe = connection._pipe
     assert pipe is not None
@@ -119,12 +119,12 @@ def unread(descriptor: int) -> int:
 @contextlib.asynccontextmanager
 async def arrived(
     client: Client, way: tuple[bytes, ...]
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, wire.Connection]]:
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, connection.Connection]]:
     members = server_of(client).admission
     async with connected(client) as (reader, writer):
         ours = writer.get_extra_info("sockname")
 
-        def of_ours() -> list[wire.Connection]:
+        def of_ours() -> list[connection.Connection]:
             return [c for c in members.members if c._pipe and c._pipe.get_extra_info("peername") == ours]
 
         await eventually(lambda: bool(of_ours()))
@@ -134,7 +134,7 @@ async def arrived(
         yield reader, writer, connection
 
 
-Then = Callable[[asyncio.StreamReader, asyncio.StreamWriter, wire.Connection], Awaitable[None]]
+Then = Callable[[asyncio.StreamReader, asyncio.StreamWriter, connection.Connection], Awaitable[None]]
 
 
 async def each(client: Client, then: Then) -> list[str]:
@@ -158,7 +158,7 @@ async def read_to_the_end(reader: asyncio.StreamReader) -> bytes:
 async def test_whatever_is_unfinished_ends_in_time(serve: Serve) -> None:
     client = await serve(header_timeout=DUE, body_timeout=DUE, keepalive_timeout=DUE)
 
-    async def wait(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _of: wire.Connection) -> None:
+    async def wait(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
         await read_to_the_end(reader)
 
     assert await each(client, wait) == []
@@ -167,7 +167,7 @@ async def test_whatever_is_unfinished_ends_in_time(serve: Serve) -> None:
 async def test_whatever_is_unfinished_ends_when_its_client_says_that_this_was_all(serve: Serve) -> None:
     client = await serve()
 
-    async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: wire.Connection) -> None:
+    async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
         with contextlib.suppress(OSError):  # closed by the server already
             writer.write_eof()
         await read_to_the_end(reader)
@@ -178,7 +178,7 @@ async def test_whatever_is_unfinished_ends_when_its_client_says_that_this_was_al
 async def test_whatever_is_unfinished_ends_when_its_client_is_gone(serve: Serve) -> None:
     client = await serve()
 
-    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: wire.Connection) -> None:
+    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
         writer.transport.abort()
 
     assert await each(client, reset) == []

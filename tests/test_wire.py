@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from gatepost import runner, wire
+from gatepost import runner
 from gatepost.config import Config, ConfigError, WebServerConfig
-from gatepost.http import connection_limits
+from gatepost.http import connection, connection_limits
 from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
@@ -54,7 +54,7 @@ def server_of(client: Client) -> runner.Server:
     return server
 
 
-def busy(client: Client) -> list[wire.Connection]:
+def busy(client: Client) -> list[connection.Connection]:
     return [c for c in server_of(client).admission.members if c._current_request]
 
 
@@ -167,27 +167,27 @@ async def test_headers_and_bodies_in_pieces_are_served_and_nothing_is_due_betwee
     body = b'{"username":"ada","password":"correct horse battery"}'
     pieces = (b"POST /user HTTP/1.1\r\nHost: x\r\nContent-Le", b"ngth: 53\r\n\r\n", body[:9], body[9:])
     received: list[bytes] = []
-    honest = wire.Connection.data_received
+    honest = connection.Connection.data_received
 
-    def note(connection: wire.Connection, data: bytes) -> None:
+    def note(connection: connection.Connection, data: bytes) -> None:
         if data:  # aiohttp feeds its parser nothing, to go on
             received.append(data)
         honest(connection, data)
 
-    monkeypatch.setattr(wire.Connection, "data_received", note)
+    monkeypatch.setattr(connection.Connection, "data_received", note)
     async with connected(client) as (reader, writer):
         await eventually(lambda: bool(server_of(client).admission.members))
         (connection,) = server_of(client).admission.members
         for _ in range(2):
             received.clear()
             for number, piece in enumerate(pieces, 1):
-                assert number == 1 or connection._due < wire._NEVER
+                assert number == 1 or connection._due < connection._NEVER
                 writer.write(piece)
                 await eventually(lambda number=number: len(received) == number)  # type: ignore[misc]
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(OK)
             await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
-            assert connection._due == wire._NEVER
+            assert connection._due == connection._NEVER
         assert await ask(reader, writer) == OK
 
 
@@ -224,8 +224,8 @@ async def test_the_time_for_the_first_headers_begins_with_the_connection_and_not
         writer.write(b"x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.write(slow_clients.BEGUN)
-        await eventually(lambda: connection._due < wire._NEVER)
-        assert due - 60.0 * wire._SPREAD < connection._due
+        await eventually(lambda: connection._due < connection._NEVER)
+        assert due - 60.0 * connection._SPREAD < connection._due
 
 
 async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:
@@ -291,20 +291,20 @@ async def test_a_body_in_tiny_chunks_is_read_in_small_pieces_and_cut_off_when_it
 ) -> None:
     client = await serve()
     read: list[int] = []
-    honest = wire.Connection.data_received
+    honest = connection.Connection.data_received
 
-    def note(connection: wire.Connection, data: bytes) -> None:
+    def note(connection: connection.Connection, data: bytes) -> None:
         read.append(len(data))
         honest(connection, data)
 
-    monkeypatch.setattr(wire.Connection, "data_received", note)
+    monkeypatch.setattr(connection.Connection, "data_received", note)
     async with connected(client) as (_, writer):
         writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
         with contextlib.suppress(ConnectionError):
             while True:
                 writer.write(b"1\r\nx\r\n" * 10_000)
                 await writer.drain()
-        assert sum(read) < 2 * wire.MAX_CHUNKED
+        assert sum(read) < 2 * connection.MAX_CHUNKED
         assert read[0] <= 4096
         assert max(read[1:]) <= 1024
         await eventually(lambda: not server_of(client).admission)
@@ -344,7 +344,7 @@ async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(s
 async def test_at_the_limit_who_is_slow_with_a_body_makes_room_as_who_is_idle(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
-    monkeypatch.setattr(wire, "_PATIENCE", patience)
+    monkeypatch.setattr(connection, "_PATIENCE", patience)
     client = await serve(max_connections=2)
     async with connected(client) as slow, connected(client) as idle:
         slow[1].write(slow_clients.BODY)

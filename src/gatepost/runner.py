@@ -7,8 +7,8 @@ from aiohttp import http, http_parser, web
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.http.app import QuietLogger
+from gatepost.http.connection import Connection
 from gatepost.http.connection_limits import Admission, admissible
-from gatepost.wire import Connection
 
 
 class PurePythonParser(Exception):

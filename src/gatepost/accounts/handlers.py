@@ -24,13 +24,13 @@ from gatepost.errors import (
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.http.client_address import client_ip, hashing_place, user_agent
+from gatepost.http.connection import while_connected
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
 from gatepost.security.throttle import take
 from gatepost.sessions.guard import acting, guarded
 from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
-from gatepost.wire import while_connected
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from gatepost.accounts import policy
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.http.client_address import client_ip, hashing_place, user_agent
+from gatepost.http.connection import while_connected
 from gatepost.http.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done
-from gatepost.wire import while_connected
 
 
 class Redemption(BaseModel):

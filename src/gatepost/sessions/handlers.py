@@ -20,6 +20,7 @@ from gatepost.errors import (
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
 from gatepost.http.client_address import client_ip, hashing_place, user_agent
+from gatepost.http.connection import has_left, while_connected
 from gatepost.http.operation import operation
 from gatepost.http.tokens import (
     demand_own_origin,
@@ -33,7 +34,6 @@ from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
-from gatepost.wire import has_left, while_connected
 
 
 class Login(BaseModel):
