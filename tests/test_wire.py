@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from gatepost import runner
 from gatepost.config import Config, ConfigError, WebServerConfig
-from gatepost.http import connection, connection_limits
+from gatepost.http import connection, connection_limits, runner
 from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing

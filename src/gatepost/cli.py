@@ -10,6 +10,7 @@ from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
 from gatepost.errors import Problem
+from gatepost.http.runner import PurePythonParser
 from gatepost.ops import openapi
 from gatepost.postgres import schema
 from gatepost.postgres.connection import wait_for
@@ -18,7 +19,6 @@ from gatepost.postgres.embedded import EmbeddedError
 from gatepost.process.console import CommandError, ConfigOption, complain, print_table
 from gatepost.process.sockets import StartError
 from gatepost.routes import ROUTES
-from gatepost.runner import PurePythonParser
 from gatepost.security import names
 from gatepost.security.credentials import MissingPepper
 from gatepost.server import WebServer

@@ -32,6 +32,7 @@ from gatepost.http.app import (
 )
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
 from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve
+from gatepost.http.runner import Runner, require_parser
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
@@ -43,7 +44,6 @@ from gatepost.process.banner import welcome
 from gatepost.process.periodic import every
 from gatepost.process.sockets import bind
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
-from gatepost.runner import Runner, require_parser
 from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.security.refunds import Unjudged

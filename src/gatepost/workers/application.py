@@ -15,12 +15,12 @@ from gunicorn.glogging import Logger
 
 from gatepost.config import Config, ConfigError
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http.runner import require_parser
 from gatepost.postgres import schema
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.sockets import bind
 from gatepost.routes import api_document
-from gatepost.runner import require_parser
 from gatepost.security.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.server import Given, WebServer
 from gatepost.telemetry import metrics
