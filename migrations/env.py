@@ -1,4 +1,4 @@
-"""Alembic's side of `gatepost.postgres.schema`, which does the work for `gatepost migrate` and for `alembic` alike."""
+"""Alembic's side of `gatepost.postgres.schema`, which does the work for `gatepost migrate` and `alembic`."""
 
 from logging.config import fileConfig
 

@@ -960,7 +960,7 @@ async def _try_log_in(client: Client) -> str | None:
 
 
 def test_the_lock_of_the_last_admin_goes_with_its_migration(postgres: PostgresServer) -> None:
-    from gatepost import schema
+    from gatepost.postgres import schema
 
     with postgres.database() as dsn:
         schema.migrate(dsn)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from gatepost import events
+from gatepost.admin import retention
 from gatepost.config import Config
 from gatepost.postgres.database import Database, Dsn
 from gatepost.process import periodic
@@ -27,7 +27,7 @@ async def test_old_events_are_swept_in_small_batches_and_young_ones_stay(
     rows(dsn, insert, "2 hours", 25)
     rows(dsn, insert, "30 minutes", 5)
     monkeypatch.setattr(periodic, "BATCH", 10)
-    await events.sweep(database, 3600)
+    await retention.sweep(database, 3600)
     assert rows(dsn, "SELECT count(*) FROM gatepost.events") == [(5,)]
 
 
@@ -65,7 +65,7 @@ async def test_everything_works_for_a_role_that_cannot_change_or_delete_events(
     headers = {"Authorization": await log_in(client, password=change["new"])}
     assert (await client.delete("/account", json={"password": change["new"]}, headers=headers)).status == 200
     database = await Database.open(restricted, 1)
-    await events.sweep(database, 0)
+    await retention.sweep(database, 0)
     await database.close()
     before: list[tuple[Any, ...]] = rows(dsn, "SELECT * FROM gatepost.events ORDER BY id")
     assert len(before) == 8

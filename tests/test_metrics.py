@@ -20,7 +20,7 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from gatepost import events
+from gatepost.admin import retention
 from gatepost.config import Config, ThrottleConfig
 from gatepost.ops import instruments
 from gatepost.postgres.database import Database, Dsn
@@ -289,7 +289,7 @@ async def test_sweeps_are_counted_with_their_last_success(database: Database, ds
     metrics = Metrics()
     sweeps: dict[str, Callable[[], Awaitable[int]]] = {
         "sessions": lambda: upkeep.sweep(database),
-        "events": lambda: events.sweep(database, 3600),
+        "events": lambda: retention.sweep(database, 3600),
     }
     rows(
         dsn,

@@ -168,25 +168,25 @@ async def test_headers_and_bodies_in_pieces_are_served_and_nothing_is_due_betwee
     received: list[bytes] = []
     honest = connection.Connection.data_received
 
-    def note(connection: connection.Connection, data: bytes) -> None:
+    def note(accepted: connection.Connection, data: bytes) -> None:
         if data:  # aiohttp feeds its parser nothing, to go on
             received.append(data)
-        honest(connection, data)
+        honest(accepted, data)
 
     monkeypatch.setattr(connection.Connection, "data_received", note)
     async with connected(client) as (reader, writer):
         await eventually(lambda: bool(server_of(client).admission.members))
-        (connection,) = server_of(client).admission.members
+        (accepted,) = server_of(client).admission.members
         for _ in range(2):
             received.clear()
             for number, piece in enumerate(pieces, 1):
-                assert number == 1 or connection._due < connection._NEVER
+                assert number == 1 or accepted._due < connection._NEVER
                 writer.write(piece)
                 await eventually(lambda number=number: len(received) == number)  # type: ignore[misc]
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(OK)
             await reader.readexactly(int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0]))
-            assert connection._due == connection._NEVER
+            assert accepted._due == connection._NEVER
         assert await ask(reader, writer) == OK
 
 
@@ -215,16 +215,16 @@ async def test_the_time_for_the_first_headers_begins_with_the_connection_and_not
     client = await serve(header_timeout=60.0)
     async with connected(client) as (reader, writer):
         await eventually(lambda: bool(server_of(client).admission.members))
-        (connection,) = server_of(client).admission.members
-        due = connection._due
+        (accepted,) = server_of(client).admission.members
+        due = accepted._due
         writer.write(slow_clients.BEGUN)
-        await eventually(lambda: not connection._silent)
-        assert connection._due == due
+        await eventually(lambda: not accepted._silent)
+        assert accepted._due == due
         writer.write(b"x\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         writer.write(slow_clients.BEGUN)
-        await eventually(lambda: connection._due < connection._NEVER)
-        assert due - 60.0 * connection._SPREAD < connection._due
+        await eventually(lambda: accepted._due < connection._NEVER)
+        assert due - 60.0 * connection._SPREAD < accepted._due
 
 
 async def test_a_request_begun_behind_another_has_a_deadline_too(serve: Serve) -> None:
@@ -464,7 +464,10 @@ def test_the_limit_on_open_files_is_raised_as_far_as_the_connections_need(limits
 
 def under(hard_limit: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """`connection_limits.admissible` in a process that may open so many files."""
-    code = "from gatepost.config import Config; from gatepost.http.connection_limits import *; print(admissible(Config.load()))"
+    code = (
+        "from gatepost.config import Config; from gatepost.http.connection_limits import *; "
+        "print(admissible(Config.load()))"
+    )
     return subprocess.run(
         ["sh", "-c", f'ulimit -n {hard_limit} && exec "$0" -c "$1"', sys.executable, code],
         cwd=cwd,

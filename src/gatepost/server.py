@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost import events
+from gatepost.admin import retention
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.http.access_log import Observer
@@ -195,7 +195,7 @@ class WebServer:
         sweeps = {
             "sessions": partial(upkeep.sweep, database),
             "throttles": partial(throttle.sweep, database),
-            "events": partial(events.sweep, database, self.config.events.retention),
+            "events": partial(retention.sweep, database, self.config.events.retention),
         }
         for table, sweep in sweeps.items():
             work = self.metrics.sweeping(table, sweep)

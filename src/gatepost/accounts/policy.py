@@ -78,5 +78,5 @@ def _common_passwords(min_length: int) -> frozenset[str]:
 
     They are compared case-folded, which makes no text shorter.
     """
-    with (files("gatepost") / "data" / "common-passwords.txt").open(encoding="utf-8") as lines:
+    with (files("gatepost.accounts") / "common-passwords.txt").open(encoding="utf-8") as lines:
         return frozenset(line for line in map(str.rstrip, lines) if len(line) >= min_length)
