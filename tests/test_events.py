@@ -12,8 +12,8 @@ import pytest
 
 from gatepost.admin import retention
 from gatepost.config import Config
+from gatepost.postgres import batches
 from gatepost.postgres.database import Database, Dsn
-from gatepost.process import periodic
 from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows, status_of
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +26,7 @@ async def test_old_events_are_swept_in_small_batches_and_young_ones_stay(
     insert = "INSERT INTO gatepost.events (kind, at) SELECT 'x', now() - %s::interval FROM generate_series(1, %s)"
     rows(dsn, insert, "2 hours", 25)
     rows(dsn, insert, "30 minutes", 5)
-    monkeypatch.setattr(periodic, "BATCH", 10)
+    monkeypatch.setattr(batches, "BATCH", 10)
     await retention.sweep(database, 3600)
     assert rows(dsn, "SELECT count(*) FROM gatepost.events") == [(5,)]
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatepost.config import Config
+from gatepost.postgres import blocking
 from gatepost.postgres.database import Dsn
 from gatepost.security import names
 from gatepost.transfer import importing, lines, queries
@@ -385,14 +386,13 @@ async def test_a_hash_that_no_login_computes_stops_neither_the_start_nor_an_expo
 def test_an_import_that_was_stopped_half_way_goes_on_when_it_is_run_again(
     dsn: Dsn, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from gatepost.transfer import queries
     from gatepost.transfer.lines import Source
     from gatepost.transfer.users import Judge
 
     monkeypatch.setattr(importing, "BATCH", 10)
     text = jsonl(*({"username": f"user{n:02}"} for n in range(35)))
     (tmp_path / "users.jsonl").write_text(text)
-    connection = queries.connect(dsn)
+    connection = blocking.connect(dsn)
     honest = queries.add
 
     def dies(*args: Any, **kwargs: Any) -> Any:
@@ -428,7 +428,7 @@ def test_a_batch_is_small_in_memory_however_large_the_profiles_are(dsn: Dsn, mon
     line = len(jsonl({"username": "user00", "profile": {"about": "x" * 4000}}))
     text = jsonl(*({"username": f"user{n:02}", "profile": {"about": "x" * 4000}} for n in range(30)))
     ends = [0]
-    with contextlib.closing(queries.connect(dsn)) as connection:
+    with contextlib.closing(blocking.connect(dsn)) as connection:
         work = importing.Import(connection, Judge(), False, print, lambda _counts, position: ends.append(position))
         assert work.run(Source(io.BytesIO(text.encode()), "jsonl")).added == 30
     assert ends[-1] == len(text)
@@ -442,7 +442,7 @@ def test_an_import_ends_when_all_of_it_is_on_disk(dsn: Dsn) -> None:
         written.append(rows(dsn, "SELECT pg_current_wal_insert_lsn()::text")[0][0])
 
     file = io.BytesIO(jsonl(*({"username": f"user{n}"} for n in range(1000))).encode())
-    with contextlib.closing(queries.connect(dsn)) as connection:
+    with contextlib.closing(blocking.connect(dsn)) as connection:
         work = importing.Import(connection, Judge(), False, lambda _refusal: None, advanced)
         assert work.run(Source(file, "jsonl")).added == 1000
         on_disk = rows(dsn, f"SELECT pg_current_wal_flush_lsn() >= '{written[-1]}'")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gatepost.config import Config, SessionsConfig
+from gatepost.postgres import batches
 from gatepost.postgres.database import Database, Dsn
-from gatepost.process import periodic
 from gatepost.sessions import upkeep
 from gatepost.sessions.guard import LAST_SEEN
 from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of
@@ -186,7 +186,7 @@ async def test_expired_sessions_are_swept_in_small_batches_and_live_ones_stay(
 ) -> None:
     token = await log_in(client)
     expired(dsn, 25)
-    monkeypatch.setattr(periodic, "BATCH", 10)
+    monkeypatch.setattr(batches, "BATCH", 10)
     with count_round_trips() as sent:
         await upkeep.sweep(database)
     assert len(sent) == 3

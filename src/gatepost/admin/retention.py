@@ -3,8 +3,8 @@
 import contextlib
 
 from gatepost.errors import NotPermitted
+from gatepost.postgres.batches import in_batches
 from gatepost.postgres.database import Connection, Database, Statement
-from gatepost.process.periodic import in_batches
 
 _LOCK = 0x67617465_65766E74  # "gateevnt"
 

@@ -8,9 +8,6 @@ from gatepost.errors import Problem
 from gatepost.process.jitter import jitter
 from gatepost.telemetry.logs import log
 
-# Rows in one statement: a lock held for milliseconds.
-BATCH = 1000
-
 
 @contextlib.asynccontextmanager
 async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -39,15 +36,3 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-async def in_batches(work: Callable[[int], Awaitable[int]]) -> int:
-    """Do ``work(most)``, which deals with up to ``most`` rows and says with how many, until few are left.
-
-    With how many rows in all.
-    """
-    done, batch = 0, BATCH
-    while batch == BATCH:
-        batch = await work(BATCH)
-        done += batch
-    return done

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.postgres.batches import BATCH
 from gatepost.postgres.database import Connection, Database
-from gatepost.process.periodic import BATCH
 from gatepost.security import throttle
 from gatepost.security.throttle import Taken
 

@@ -1,7 +1,7 @@
 """What sessions need now and then: when each was last seen, and an end for those that have expired."""
 
+from gatepost.postgres.batches import BATCH, in_batches
 from gatepost.postgres.database import Database
-from gatepost.process.periodic import BATCH, in_batches
 from gatepost.sessions import queries
 
 # Seconds between two rounds, of either; a tenth less is still a minute, in which no session is written twice.

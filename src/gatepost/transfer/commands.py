@@ -13,7 +13,7 @@ from typing import Annotated, Any, BinaryIO, TextIO
 import typer
 
 from gatepost.config import Config
-from gatepost.postgres import schema
+from gatepost.postgres import blocking, schema
 from gatepost.postgres.database import reach
 from gatepost.process.console import ConfigOption, complain, json_for, standard_input
 from gatepost.security.credentials.foreign import Firebase
@@ -88,8 +88,8 @@ def export_users(
                 for line in queries.users(connection):
                     file.write(json_for(file, line))
                     count += 1
-            except queries.Gone as error:
-                raise TransferError(f"{queries.gone(error)} after {count} users: the export is not whole") from None
+            except blocking.Gone as error:
+                raise TransferError(f"{blocking.gone(error)} after {count} users: the export is not whole") from None
             file.flush()
     except BrokenPipeError:
         raise  # whoever reads has had enough
@@ -112,10 +112,10 @@ def _connection(settings: Config) -> Iterator[Any]:
         if settings.db.embedded:
             schema.migrate(dsn)
         schema.check(dsn)
-        connection = queries.connect(dsn)
+        connection = blocking.connect(dsn)
         try:
             yield connection
-        except (*queries.Gone, queries.NotPermitted) as error:
+        except (*blocking.Gone, blocking.NotPermitted) as error:
             raise TransferError(f"the database: {str(error).strip().partition(chr(10))[0]}") from None
         finally:
             connection.close()

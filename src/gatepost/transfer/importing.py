@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from gatepost.postgres import blocking
 from gatepost.transfer import queries
 from gatepost.transfer.lines import Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
@@ -98,9 +99,9 @@ class Import:
     def _stopping(self) -> Iterator[None]:
         try:
             yield
-        except queries.Gone as error:
+        except blocking.Gone as error:
             raise ImportStopped(
-                f"{queries.gone(error)} after {self.counts.added} users: run the import again to go on"
+                f"{blocking.gone(error)} after {self.counts.added} users: run the import again to go on"
             ) from None
 
     def _store(self, batch: _Batch) -> _Batch:
@@ -113,7 +114,7 @@ class Import:
             return []
         try:
             existing, refused = queries.add(self.connection, users, self._run, dry=self.dry)
-        except queries.BadRow as error:
+        except blocking.BadRow as error:
             if len(users) > 1:
                 half = len(users) // 2
                 return self._add(users[:half]) + self._add(users[half:])

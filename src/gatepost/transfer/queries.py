@@ -1,32 +1,16 @@
-"""Importing and exporting in SQL, on a connection of its own: psycopg2, as COPY wants it."""
+"""Importing and exporting in SQL, on a connection of its own (`postgres.blocking`)."""
 
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import psycopg2
-import psycopg2.errors
-
 from gatepost.http import strict_json
-from gatepost.postgres.connection import Dsn, cannot_connect, is_pooled
+from gatepost.postgres.connection import is_pooled
 from gatepost.security.credentials import Setting, Stored, foreign
 from gatepost.security.credentials.kinds import InvalidSetting
 from gatepost.transfer.lines import Refusal
 from gatepost.transfer.users import ImportedUser
-
-# What says that a row is bad, rather than that the database is gone.
-BadRow = (psycopg2.errors.IntegrityError, psycopg2.errors.DataError)
-Gone = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.InternalError)
-NotPermitted = psycopg2.errors.InsufficientPrivilege
-
-
-def gone(error: Exception) -> str:
-    """That error, in a line."""
-    if isinstance(error.__context__, Gone):  # what broke, rather than what could then not be closed
-        error = error.__context__
-    return f"the database does not go on ({str(error).strip().partition(chr(10))[0]})"
-
 
 _STAGE = """
     CREATE TEMPORARY TABLE incoming (
@@ -75,19 +59,6 @@ _EXPORT = """
         p.setting, p.digest, p.norm, p.pepper
     FROM gatepost.users u LEFT JOIN gatepost.passwords p ON p.user_id = u.id ORDER BY u.canonical
 """
-
-
-def connect(dsn: Dsn) -> Any:
-    """A connection without the deadlines that requests have. Raises DatabaseUnavailable."""
-    try:
-        return psycopg2.connect(
-            connect_timeout=5,
-            options="-c search_path=pg_catalog -c TimeZone=UTC -c statement_timeout=0 "
-            "-c idle_in_transaction_session_timeout=0",
-            **dsn.parameters(",".join(dsn.hosts)),
-        )
-    except psycopg2.OperationalError as error:
-        raise cannot_connect(dsn, error) from error
 
 
 class Pooled(Exception):
