@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 SIDE_BY_SIDE ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 
 # The tests of what rests on aiohttp's private parts.
-COMPAT := ways_in wire stopping bad_input http
+COMPAT := ways_in connection stopping bad_input http
 
 .DEFAULT_GOAL := help
 .PHONY: help run dev test faults check compat api-tools format bench timing wheel clean

@@ -21,7 +21,7 @@ from gatepost.security.credentials.kinds import Kind
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw
 from tests.test_my_account import bearer, start_reset
-from tests.test_wire import GRACE, connected, server_of
+from tests.test_connection import GRACE, connected, server_of
 
 NEW = "a better horse and battery"
 # What is taken stays taken for an hour, and all that is not given back shows.

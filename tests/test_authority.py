@@ -15,7 +15,7 @@ from gatepost.sessions.guard import GUARDED
 from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows
 from tests.test_admin import Caller, an_admin, user_path
 from tests.test_bad_input import raw
-from tests.test_wire import connected, server_of
+from tests.test_connection import connected, server_of
 
 NEW = "a better horse and battery"
 

@@ -15,7 +15,7 @@ from gatepost.http import connection_limits
 from gatepost.postgres.database import Dsn
 from tests.conftest import Client, eventually, log_in, rows
 from tests.test_my_account import bearer
-from tests.test_wire import Serve, port_of, serve, server_of
+from tests.test_connection import Serve, port_of, serve, server_of
 
 __all__ = ["serve"]  # a fixture
 

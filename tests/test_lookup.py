@@ -27,7 +27,7 @@ from tests.conftest import (
     rows,
     status_of,
 )
-from tests.test_db import end_backends, locked, quickest
+from tests.test_database import end_backends, locked, quickest
 
 WAITING = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 

@@ -17,7 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 from gatepost.http import connection
 from tests.conftest import Client, eventually
 from tests.slow_clients import GET
-from tests.test_wire import DUE, GRACE, OK, Serve, ask, connected, serve, server_of
+from tests.test_connection import DUE, GRACE, OK, Serve, ask, connected, serve, server_of
 
 __all__ = ["serve"]  # a fixture
 

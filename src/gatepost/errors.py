@@ -1,7 +1,7 @@
 """What a client can be told has gone wrong.
 
 Each class is one problem of RFC 9457: its ``status``, its stable ``code``, and its docstring as the text a
-person reads. ``web.problems`` is the one place that renders them.
+person reads. ``http.app.problems`` is the one place that renders them.
 """
 
 import math

@@ -236,7 +236,7 @@ class WebServer:
         return runner
 
     def run(self, announce: Callable[[str], None] | None = None) -> None:
-        """Serve until a signal says to stop (`serving.on_signals`).
+        """Serve until a signal says to stop (`graceful_shutdown.on_signals`).
 
         ``announce`` is given a few lines about it once requests are accepted; by default they are printed. Raises
         what `runner` and `initializer` raise, and StartError when the address cannot be had.

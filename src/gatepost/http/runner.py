@@ -1,4 +1,4 @@
-"""Serves an app by the rules of `wire` and `admission`."""
+"""Serves an app with the deadlines of `connection` and the limits of `connection_limits`."""
 
 import logging
 from typing import Any, cast

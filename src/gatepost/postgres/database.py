@@ -1,6 +1,6 @@
 """The database as the features see it: statements, deadlines, and what the driver's errors mean.
 
-Together with `driver` this is all that knows aiopg.
+Together with `connection` this is all that knows aiopg.
 """
 
 import asyncio
