@@ -20,8 +20,8 @@ from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw
-from tests.test_my_account import bearer, start_reset
 from tests.test_connection import GRACE, connected, server_of
+from tests.test_my_account import bearer, start_reset
 
 NEW = "a better horse and battery"
 # What is taken stays taken for an hour, and all that is not given back shows.

@@ -14,8 +14,8 @@ from gatepost.accounts.export_queries import PAGE
 from gatepost.http import connection_limits
 from gatepost.postgres.database import Dsn
 from tests.conftest import Client, eventually, log_in, rows
-from tests.test_my_account import bearer
 from tests.test_connection import Serve, port_of, serve, server_of
+from tests.test_my_account import bearer
 
 __all__ = ["serve"]  # a fixture
 

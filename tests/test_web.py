@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gatepost.errors import BadRequest, Unauthorized
-from gatepost.http.client_address import user_agent
+from gatepost.http.client import user_agent
 from gatepost.http.strict_json import decode
 from gatepost.http.tokens import session_token
 

@@ -23,8 +23,7 @@ from gatepost.errors import (
     WrongPassword,
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
-from gatepost.http.client_address import client_ip, hashing_place, user_agent
-from gatepost.http.connection import while_connected
+from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
 from gatepost.security.throttle import take
@@ -64,13 +63,11 @@ async def register(request: web.Request) -> web.Response:
         raise RegistrationClosed
     asked = await read_body(request, Registration)
     username, compared = policy.judge(asked.username, asked.password, config.passwords)
-    database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
-    async with request.app[UNJUDGED].attempt(take, throttle.for_registration(throttle.place_of(ip))):
-        password = await while_connected(
-            request, request.app[CREDENTIALS].create(asked.password, hashing_place(request))
-        )
-        user = await database.write(
-            queries.create, username, compared, password, ip=ip, user_agent=user_agent(request)
+    client = Client.of(request)
+    async with request.app[UNJUDGED].attempt(take, request.app[THROTTLE].for_registration(client.place)):
+        password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
+        user = await request.app[DATABASE].write(
+            queries.create, username, compared, password, ip=client.ip, user_agent=client.user_agent
         )
     return json_response(Registered(user=user.public()), status=201)
 
@@ -129,7 +126,8 @@ async def change(request: web.Request, session: Session) -> web.Response:
             raise Unauthorized
         wanted = profile.patched(current, asked.profile) if "profile" in asked.model_fields_set else None
         if name or wanted is not None:
-            await queries.update(connection, session.user_id, _origin(request, session), name=name, profile=wanted)
+            origin = _origin(Client.of(request), session)
+            await queries.update(connection, session.user_id, origin, name=name, profile=wanted)
     return json_response(await _account(request, session))
 
 
@@ -158,24 +156,24 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     """Change my password; every other session of mine ends."""
     asked = await read_body(request, PasswordChange)
     database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
-    origin = _origin(request, session)
+    client = Client.of(request)
     # First, since what is wrong with the new one must not cost an attempt at the current one.
     policy.judge_password("new", asked.new, session.canonical, request.app[CONFIG].passwords)
 
     async def attempt() -> datetime:
         async with (
             request.app[UNJUDGED].attempt(take, [throttle.for_activity(session.canonical)]),
-            _checked(request, session, asked.current) as current,
+            _checked(request.app, client, session, asked.current) as current,
         ):
             return await database.write(
                 password_queries.change_password,
                 session.user_id,
-                origin,
+                _origin(client, session),
                 current=current,
                 # Also for a caller who has hung up since: what was hashed is judged.
-                new=await request.app[CREDENTIALS].create(asked.new, hashing_place(request)),
+                new=await request.app[CREDENTIALS].create(asked.new, client.queue_share),
                 token_hash=hash_token(token),
-                place=throttle.known_place(throttle.place_of(origin.ip)),
+                place=throttle.known_place(client.place),
             )
 
     expires_at = await _unless_changed(attempt)
@@ -198,10 +196,11 @@ class Goodbye(BaseModel):
 async def delete(request: web.Request, session: Session) -> web.Response:
     """Delete my account; the name becomes free."""
     asked = await read_body(request, Goodbye)
+    client = Client.of(request)
 
     async def attempt() -> None:
-        async with _checked(request, session, asked.password) as current:
-            origin = _origin(request, session)
+        async with _checked(request.app, client, session, asked.password) as current:
+            origin = _origin(client, session)
             await request.app[DATABASE].write(password_queries.delete, session.user_id, origin, current=current)
 
     await _unless_changed(attempt)
@@ -219,21 +218,23 @@ async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def _checked(request: web.Request, session: Session, password: str) -> AsyncIterator[password_queries.Current]:
+async def _checked(
+    app: web.Application, client: Client, session: Session, password: str
+) -> AsyncIterator[password_queries.Current]:
     """What SQL needs to decide whether this is the user's password. An attempt at it is taken from the throttles."""
-    credentials = request.app[CREDENTIALS]
-    async with request.app[UNJUDGED].attempt(
-        password_queries.find_secret, session.user_id, request.app[THROTTLE].for_password(session.user_id)
+    credentials = app[CREDENTIALS]
+    async with app[UNJUDGED].attempt(
+        password_queries.find_secret, session.user_id, app[THROTTLE].for_password(session.user_id)
     ) as (secret, taken):
         if secret is None:
             raise Unauthorized
         setting = secret.setting or credentials.dummy(secret.canonical)
-        digest = await while_connected(request, credentials.digest(setting, password, hashing_place(request)))
+        digest = await client.while_connected(credentials.digest(setting, password, client.queue_share))
         yield password_queries.Current(setting, digest, taken)
 
 
-def _origin(request: web.Request, session: Session) -> queries.Origin:
-    return queries.Origin(session.handle, client_ip(request), user_agent(request))
+def _origin(client: Client, session: Session) -> queries.Origin:
+    return queries.Origin(session.handle, client.ip, client.user_agent)
 
 
 routes = [

@@ -14,7 +14,7 @@ from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response, path_id, read_body, read_query
-from gatepost.http.client_address import client_ip, user_agent
+from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import acting, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
@@ -237,11 +237,13 @@ def _new_reset(request: web.Request) -> access_queries.Reset:
 
 
 def _actor(request: web.Request, session: Session) -> Actor:
-    return Actor(session.user_id, client_ip(request), user_agent(request))
+    client = Client.of(request)
+    return Actor(session.user_id, client.ip, client.user_agent)
 
 
 def _revocation(request: web.Request, session: Session) -> Revocation:
-    return Revocation("admin", session.user_id, client_ip(request), user_agent(request))
+    client = Client.of(request)
+    return Revocation("admin", session.user_id, client.ip, client.user_agent)
 
 
 routes = [

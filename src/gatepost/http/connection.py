@@ -8,8 +8,8 @@ is not looked for in any of these places: the queue that all of them fill says w
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -22,8 +22,6 @@ from gatepost.errors import BadRequest, Problem, RequestTimeout
 from gatepost.http.app import MAX_BODY, add_common_headers, render
 from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
-
-T = TypeVar("T")
 
 # Bytes read of a connection in one go; asyncio's own 256 KB hold 40,000 chunks of one byte, and are parsed before
 # anybody else has a turn: 400 such clients took 6 s and 260 MB.
@@ -329,26 +327,3 @@ class Connection(RequestHandler):
 
 def _broke_off() -> BadRequest:
     return BadRequest("The body broke off.", code="body_incomplete")
-
-
-async def while_connected(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` gives. When the caller hangs up, it is cancelled, and so is the request.
-
-    A hash that has begun is not: ``work`` gives its digest, and `has_left` tells.
-    """
-    connection = request.protocol
-    if not isinstance(connection, Connection):  # somebody else's runner
-        return await work
-    task: asyncio.Task[T] = asyncio.create_task(work)
-    connection.waiting = task
-    if connection.ended:
-        task.cancel()
-    try:
-        return await task
-    finally:
-        connection.waiting = None
-
-
-def has_left(request: web.Request) -> bool:
-    """Whether the caller has hung up."""
-    return isinstance(request.protocol, Connection) and request.protocol.ended

@@ -1,7 +1,7 @@
 """A connection to Postgres: where to, how it is made, and what it does that aiopg's does not.
 
-What aiopg and psycopg2 do behind one's back is answered here, in `pool` and in `database`; `tests/test_database.py` has a test of
-each trap.
+What aiopg and psycopg2 do behind one's back is answered here, in `pool` and in `database`; `tests/test_database.py`
+has a test of each trap.
 """
 
 import asyncio

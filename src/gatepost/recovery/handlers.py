@@ -6,8 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gatepost.accounts import policy
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
-from gatepost.http.client_address import client_ip, hashing_place, user_agent
-from gatepost.http.connection import while_connected
+from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.recovery import queries
 from gatepost.sessions.session import Done
@@ -31,21 +30,20 @@ class Redemption(BaseModel):
 async def redeem(request: web.Request) -> web.Response:
     """Choose a new password with a code; every session ends."""
     asked = await read_body(request, Redemption)
-    database, throttle, ip = request.app[DATABASE], request.app[THROTTLE], client_ip(request)
-    place, code_hash = throttle.place_of(ip), queries.hash_code(asked.code)
-    buckets = throttle.for_code(place)
+    client, throttle, code_hash = Client.of(request), request.app[THROTTLE], queries.hash_code(asked.code)
+    buckets = throttle.for_code(client.place)
     async with request.app[UNJUDGED].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
         if name is None:
             raise InvalidCode
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
-        new = await while_connected(request, request.app[CREDENTIALS].create(asked.new, hashing_place(request)))
-        await database.write(
+        new = await client.while_connected(request.app[CREDENTIALS].create(asked.new, client.queue_share))
+        await request.app[DATABASE].write(
             queries.redeem,
             code_hash,
             new,
-            ip=ip,
-            user_agent=user_agent(request),
-            place=throttle.known_place(place),
+            ip=client.ip,
+            user_agent=client.user_agent,
+            place=throttle.known_place(client.place),
             taken=taken,
         )
     return json_response(Done(status="success"))

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
-from gatepost.http.client_address import client_ip
+from gatepost.http.client import Client
 from gatepost.http.tokens import Asked, session_token
 from gatepost.postgres.database import Connection
 from gatepost.sessions.authority import demand
@@ -33,7 +33,7 @@ async def caller(request: web.Request, asked: Asked | None = None) -> Session | 
 
 def no_session(request: web.Request) -> Unauthorized | TooManyAttempts:
     """What to raise for a token that was looked up and is none. It is counted, and written down later, by itself."""
-    place = request.app[THROTTLE].place_of(client_ip(request))
+    place = Client.of(request).place
     seconds = request.app[FAILED_LOOKUPS].count(place) if place else 0
     return request.app[THROTTLE].lookup.refusal(seconds) if seconds else Unauthorized()
 

@@ -19,8 +19,7 @@ from gatepost.errors import (
     Unavailable,
 )
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
-from gatepost.http.client_address import client_ip, hashing_place, user_agent
-from gatepost.http.connection import has_left, while_connected
+from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import (
     demand_own_origin,
@@ -71,6 +70,7 @@ class WhoAmIAnswer(TypedDict):
 async def log_in(request: web.Request) -> web.Response:
     """Open a session."""
     login = await read_body(request, Login, any_content_type=True)
+    client = Client.of(request)
     try:
         name = canonical(login.username)
     except InvalidName:
@@ -80,7 +80,7 @@ async def log_in(request: web.Request) -> web.Response:
         demand_own_origin(request)  # else a foreign page could sign its visitor in as somebody else
     for _ in range(2):
         try:
-            token, opened = await _attempt(request, login, name)
+            token, opened = await _attempt(request.app, client, name, login.password)
         except queries.SettingChanged:
             continue
         if opened is None:
@@ -93,25 +93,19 @@ async def log_in(request: web.Request) -> web.Response:
     raise Unavailable("The password was being changed: try again.")
 
 
-async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, queries.Opened | None]:
+async def _attempt(
+    app: web.Application, client: Client, name: str, password: str
+) -> tuple[str, queries.Opened | None]:
     """The two statements with the hash between them, no connection held meanwhile."""
-    database, credentials, throttle, limits = (
-        request.app[DATABASE],
-        request.app[CREDENTIALS],
-        request.app[THROTTLE],
-        request.app[CONFIG].sessions,
-    )
-    ip = client_ip(request)
-    place = throttle.place_of(ip)
-    queued_for = hashing_place(request)
-    credentials.demand_room(queued_for)  # a flood does not even reach the database
-    entry = queries.Entry(name, throttle.known_place(place), throttle.for_login(name, place))
+    database, credentials, throttle, limits = app[DATABASE], app[CREDENTIALS], app[THROTTLE], app[CONFIG].sessions
+    credentials.demand_room(client.queue_share)  # a flood does not even reach the database
+    entry = queries.Entry(name, throttle.known_place(client.place), throttle.for_login(name, client.place))
     # Made for every name: the time it takes (50 us) would tell nobody's from somebody's.
     dummy = credentials.dummy(name)
     # A read, since running it twice does no harm.
-    async with request.app[UNJUDGED].attempt(queries.find_setting, entry) as (stored, taken):
+    async with app[UNJUDGED].attempt(queries.find_setting, entry) as (stored, taken):
         setting = stored or dummy
-        digest, failure_due = await while_connected(request, credentials.check(setting, login.password, queued_for))
+        digest, failure_due = await client.while_connected(credentials.check(setting, password, client.queue_share))
         token = str(uuid.uuid4())
         attempt = queries.Attempt(
             name,
@@ -119,11 +113,11 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
             digest,
             hash_token(token),
             throttle.for_activity(name),
-            ip,
-            user_agent(request),
+            client.ip,
+            client.user_agent,
             entry.place,
             taken,
-            abandoned=has_left(request),
+            abandoned=client.has_left,
         )
         opened = await database.write(
             queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
@@ -136,7 +130,7 @@ async def _attempt(request: web.Request, login: Login, name: str) -> tuple[str, 
     elif credentials.is_weaker(setting):
         # The session is open: that the better hash can wait for the next login must not undo it.
         with contextlib.suppress(Problem, InvalidPassword):
-            stronger = await while_connected(request, credentials.create(login.password, queued_for))
+            stronger = await client.while_connected(credentials.create(password, client.queue_share))
             await database.write(queries.rehash, opened.user.id, digest, stronger)
     return token, opened
 
@@ -151,13 +145,13 @@ async def who_am_i(_request: web.Request, session: Session) -> web.Response:
 @operation(Done, problems=(Unauthorized, TooManyAttempts, ForeignOrigin), event="authn_logout")
 async def log_out(request: web.Request) -> web.Response:
     """End the session, everywhere and at once."""
-    token_hash = hash_token(session_token(request))
+    token_hash, client = hash_token(session_token(request)), Client.of(request)
     ended = await request.app[DATABASE].write(
         queries.end_session,
         token_hash,
         request.app[CONFIG].sessions.idle_timeout,
-        ip=client_ip(request),
-        user_agent=user_agent(request),
+        ip=client.ip,
+        user_agent=client.user_agent,
     )
     if not ended:
         raise no_session(request)

@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import ForeignOrigin, NotFound
 from gatepost.http.app import CONFIG, DATABASE, json_response, read_query
-from gatepost.http.client_address import client_ip, user_agent
+from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie
 from gatepost.sessions import queries
@@ -71,7 +71,8 @@ async def end_many(request: web.Request, session: Session) -> web.Response:
 
 
 def _by(request: web.Request) -> queries.Revocation:
-    return queries.Revocation("user", None, client_ip(request), user_agent(request))
+    client = Client.of(request)
+    return queries.Revocation("user", None, client.ip, client.user_agent)
 
 
 def _done(request: web.Request, *, forget: bool) -> web.Response:
