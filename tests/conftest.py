@@ -34,7 +34,7 @@ from gatepost.config import (
     WebServerConfig,
 )
 from gatepost.postgres import schema
-from gatepost.postgres.connection import DriverConnection
+from gatepost.postgres._aiopg import DriverConnection
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.server import WebServer

@@ -199,7 +199,13 @@ async def test_a_login_whose_caller_hangs_up_while_it_is_hashed_is_judged_and_op
         writer.write(login(password))
         await eventually(lambda: began == [password.encode()])
         ours = writer.get_extra_info("sockname")
-    await eventually(lambda: all(c._pipe.get_extra_info("peername") != ours for c in members.members if c._pipe))
+    await eventually(
+        lambda: all(
+            c.transport_until_lost.get_extra_info("peername") != ours
+            for c in members.members
+            if c.transport_until_lost
+        )
+    )
     go_on.set()
     async with asyncio.timeout(GRACE):
         while 'gatepost_logins_total{outcome="abandoned"} 1.0' not in await scraped(client):

@@ -249,10 +249,10 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
     deaf = asyncio.create_task(slow_clients.deaf(Manner(port_of(client), last=GRACE)))
     await eventually(lambda: any(c._paused for c in server_of(client).admission.members))
     (connection,) = server_of(client).admission.members
-    assert connection._pipe is not None
-    unsent = [connection._pipe.get_write_buffer_size()]
-    while not connection._pipe.is_closing():
-        unsent.append(connection._pipe.get_write_buffer_size())
+    assert connection.transport_until_lost is not None
+    unsent = [connection.transport_until_lost.get_write_buffer_size()]
+    while not connection.transport_until_lost.is_closing():
+        unsent.append(connection.transport_until_lost.get_write_buffer_size())
         await asyncio.sleep(DUE / 8)
     async with client.get("/openapi.json") as answer:
         assert max(unsent) <= 2 * len(await answer.read())

@@ -2,19 +2,14 @@
 its client, wherever it came from.
 """
 
-import ast
 import asyncio
 import contextlib
 import fcntl
-import inspect
 import struct
 import termios
-import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from aiohttp.web_protocol import RequestHandler
-
-from gatepost.http import connection
+from gatepost.http.connection import Connection
 from tests.conftest import Client, eventually
 from tests.slow_clients import GET
 from tests.test_connection import DUE, GRACE, OK, Serve, ask, connected, serve, server_of
@@ -93,16 +88,16 @@ for name in (b"x", b"websocket", b"tcp", b"h2c"):
     }
 
 
-async def send(writer: asyncio.StreamWriter, way: tuple[bytes, ...], connection: connection.Connection) -> None:
+async def send(writer: asyncio.StreamWriter, way: tuple[bytes, ...], connection: Connection) -> None:
     """All packets, each when the server has nothing left to do but to wait for this client."""
     for packet in way:
         writer.write(packet)
         await settled(connection)
 
 
-async def settled(connection: connection.Connection) -> None:
+async def settled(connection: Connection) -> None:
     """What the client has sent has come, and whatever of it could be answered is."""
-    pipe = connection._pipe
+    pipe = connection.transport_until_lost
     assert pipe is not None
     descriptor = pipe.get_extra_info("socket").fileno()
     await eventually(
@@ -119,13 +114,17 @@ def unread(descriptor: int) -> int:
 @contextlib.asynccontextmanager
 async def arrived(
     client: Client, way: tuple[bytes, ...]
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, connection.Connection]]:
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Connection]]:
     members = server_of(client).admission
     async with connected(client) as (reader, writer):
         ours = writer.get_extra_info("sockname")
 
-        def of_ours() -> list[connection.Connection]:
-            return [c for c in members.members if c._pipe and c._pipe.get_extra_info("peername") == ours]
+        def of_ours() -> list[Connection]:
+            return [
+                c
+                for c in members.members
+                if c.transport_until_lost and c.transport_until_lost.get_extra_info("peername") == ours
+            ]
 
         await eventually(lambda: bool(of_ours()))
         (connection,) = of_ours()
@@ -134,7 +133,7 @@ async def arrived(
         yield reader, writer, connection
 
 
-Then = Callable[[asyncio.StreamReader, asyncio.StreamWriter, connection.Connection], Awaitable[None]]
+Then = Callable[[asyncio.StreamReader, asyncio.StreamWriter, Connection], Awaitable[None]]
 
 
 async def each(client: Client, then: Then) -> list[str]:
@@ -158,7 +157,7 @@ async def read_to_the_end(reader: asyncio.StreamReader) -> bytes:
 async def test_whatever_is_unfinished_ends_in_time(serve: Serve) -> None:
     client = await serve(header_timeout=DUE, body_timeout=DUE, keepalive_timeout=DUE)
 
-    async def wait(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
+    async def wait(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter, _of: Connection) -> None:
         await read_to_the_end(reader)
 
     assert await each(client, wait) == []
@@ -167,7 +166,7 @@ async def test_whatever_is_unfinished_ends_in_time(serve: Serve) -> None:
 async def test_whatever_is_unfinished_ends_when_its_client_says_that_this_was_all(serve: Serve) -> None:
     client = await serve()
 
-    async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
+    async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: Connection) -> None:
         with contextlib.suppress(OSError):  # closed by the server already
             writer.write_eof()
         await read_to_the_end(reader)
@@ -178,7 +177,7 @@ async def test_whatever_is_unfinished_ends_when_its_client_says_that_this_was_al
 async def test_whatever_is_unfinished_ends_when_its_client_is_gone(serve: Serve) -> None:
     client = await serve()
 
-    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: connection.Connection) -> None:
+    async def reset(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter, _of: Connection) -> None:
         writer.transport.abort()
 
     assert await each(client, reset) == []
@@ -206,25 +205,3 @@ async def test_whatever_is_unfinished_ends_with_the_server(serve: Serve) -> None
             for reader, _, _ in crowd:
                 await read_to_the_end(reader)
     assert not admission.members
-
-
-# ---------------------------------------------------------------------------------- how it is known what came
-
-
-def test_the_queue_of_requests_is_filled_by_append_alone() -> None:
-    # `_Messages` hears of `append`. In another version of aiohttp, look here first.
-    source = ast.parse(textwrap.dedent(inspect.getsource(RequestHandler)))
-    uses = {
-        (function.name, ast.unparse(parent))
-        for function in ast.walk(source)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for parent in ast.walk(function)
-        for child in ast.iter_child_nodes(parent)
-        if isinstance(child, ast.Attribute) and child.attr == "_messages"
-    }
-    assert {(where, use) for where, use in uses if use not in ("len(self._messages)", "not self._messages")} == {
-        ("__init__", "self._messages: deque[_MsgType] = deque()"),
-        ("data_received", "self._messages.append"),
-        ("finish_response", "self._messages.append"),
-        ("start", "self._messages.popleft"),
-    }

@@ -9,8 +9,7 @@ import typer
 from gatepost.admin import commands as admin
 from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
-from gatepost.errors import Problem
-from gatepost.http.runner import PurePythonParser
+from gatepost.errors import Problem, UnsupportedLibrary
 from gatepost.ops import openapi
 from gatepost.postgres import schema
 from gatepost.postgres.connection import wait_for
@@ -47,7 +46,7 @@ def main() -> NoReturn:
         ConfigError,
         EmbeddedError,
         MissingPepper,
-        PurePythonParser,
+        UnsupportedLibrary,
         StartError,
         schema.SchemaError,
         transfer.TransferError,

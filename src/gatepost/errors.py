@@ -225,3 +225,12 @@ class Overloaded(Unavailable):
     def __init__(self, seconds: float = 1) -> None:
         super().__init__()
         self.headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+class UnsupportedLibrary(Exception):
+    """A library that is installed lacks something that Gatepost uses of it; the message says what. Ends the start."""
+
+    @classmethod
+    def missing(cls, library: str, name: str, purpose: str) -> "UnsupportedLibrary":
+        """``name`` is not there, which is used for ``purpose``."""
+        return cls(f"this {library} has no {name} ({purpose}): install a release that pyproject.toml admits")

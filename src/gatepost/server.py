@@ -14,6 +14,7 @@ from aiohttp import web
 from gatepost.admin import retention
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http import _aiohttp
 from gatepost.http.access_log import Observer
 from gatepost.http.app import (
     CONFIG,
@@ -32,7 +33,7 @@ from gatepost.http.app import (
 )
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
 from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve
-from gatepost.http.runner import Runner, require_parser
+from gatepost.http.runner import Runner
 from gatepost.ops import handlers as ops
 from gatepost.ops import instruments
 from gatepost.ops.instruments import Census
@@ -118,7 +119,7 @@ class WebServer:
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
 
-        Raises runner.PurePythonParser, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
+        Raises UnsupportedLibrary, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
         errors.DatabaseUnavailable, and StartError when the operators' address cannot be had.
         """
         try:
@@ -129,7 +130,7 @@ class WebServer:
         return self.app
 
     async def _open(self) -> None:
-        require_parser()
+        _aiohttp.require()
         db = self.config.db
         operators = self._bind_for_operators()
         if self._given is None:

@@ -1,24 +1,20 @@
-"""The wire: how long a client may take, and answers to what is no HTTP.
+"""One client's connection: how long it may take, and answers to what is no HTTP.
 
 aiohttp has a deadline for idle connections only. Here each connection has one timer more, armed while something is
-unfinished. A request may come out of the parser when bytes arrive, when an answer ends or when reading goes on, so it
-is not looked for in any of these places: the queue that all of them fill says what is put into it.
+unfinished. Whatever comes out of the parser is heard of by the queue that it is put into (`_aiohttp.Protocol`).
 """
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
+from gatepost.http._aiohttp import Protocol
 from gatepost.http.app import MAX_BODY, add_common_headers, render
 from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
@@ -38,21 +34,7 @@ _STILL_COME = 0.8
 _LOOK = 0.05  # seconds between two looks whether they have
 
 
-class _Messages(deque[Any]):
-    """aiohttp's queue of requests to be answered; ``told`` hears of each that is put into it."""
-
-    __slots__ = ("_told",)
-
-    def __init__(self, told: Callable[[Any, StreamReader], None]) -> None:
-        super().__init__()
-        self._told = told
-
-    def append(self, entry: Any) -> None:
-        super().append(entry)
-        self._told(*entry)
-
-
-class Connection(RequestHandler):
+class Connection(Protocol):
     """One client's connection. Whatever the client has begun must be finished in time."""
 
     __slots__ = (
@@ -63,7 +45,6 @@ class Connection(RequestHandler):
         "_config",
         "_headers_by",
         "_headers_of",
-        "_pipe",
         "_send_by",
         "_silent",
         "_timer",
@@ -78,10 +59,8 @@ class Connection(RequestHandler):
         super().__init__(server, **options)
         self._admission = admission
         self._config = config
-        self._pipe: asyncio.Transport | None = None  # aiohttp lets go of its own before it is closed
         self._timer: asyncio.TimerHandle | None = None
         self._send_by = _NEVER
-        self._messages = _Messages(self._queued)
         # The body of the request that came last, the only one that may be on its way: it has a deadline meanwhile.
         self._body: StreamReader = EMPTY_PAYLOAD
         self._body_by = _NEVER
@@ -97,18 +76,17 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there, or is turned away."""
-        self._pipe = cast("asyncio.Transport", transport)
-        self.address = network(self._pipe.get_extra_info("peername"), self._config.trusted_proxies)
-        if not self._admission.admit(self, self.address, self._loop.time()):
+        self.address = network(transport.get_extra_info("peername"), self._config.trusted_proxies)
+        if not self._admission.admit(self, self.address, self.loop.time()):
             # At once and without a word: an answer would cost more than the client's attempt did, and a reset would
             # overtake it, since the request is there already and not read.
-            self._manager = None
-            self._pipe.abort()
+            self.turn_away(transport)
             return
         super().connection_made(transport)
         self._read_slowly(False)
+        assert self.transport is not None
         # Tell us whenever something is left unsent, not only 64 KB.
-        self._pipe.set_write_buffer_limits(high=0)
+        self.transport.set_write_buffer_limits(high=0)
         self._headers_by = self._allow(self._config.header_timeout)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -124,66 +102,51 @@ class Connection(RequestHandler):
     @property
     def is_waiting(self) -> bool:
         """Whether it is the client's turn: nothing is asked, or not all of it is here."""
-        return self._is_idle or not (self._body.is_eof() or self._messages)
+        return self.is_idle or not (self._body.is_eof() or self.is_queued)
 
     @property
     def untaken(self) -> int:
         """Bytes of answers that the client has not taken."""
-        return self._pipe.get_write_buffer_size() if self._pipe is not None else 0
-
-    @property
-    def waiting_since(self) -> float:
-        """A time that grows with that of its last answer or its beginning; for one that sends a body, with when it
-        should have sent it.
-        """
-        return self._next_keepalive_close_time
-
-    @property
-    def _is_idle(self) -> bool:
-        # aiohttp begins to wait for the first request a turn of the loop after the connection is made.
-        return self._request_count == 0 or (self._waiter is not None and not self._waiter.done())
+        transport = self.transport_until_lost
+        return transport.get_write_buffer_size() if transport is not None else 0
 
     # ------------------------------------------------------------------------------------------- stopping
 
     @property
     def is_receiving(self) -> bool:
         """Whether the body of a request that is not answered yet is on its way."""
-        return not self._body.is_eof() and not self._is_answered
-
-    @property
-    def _is_answered(self) -> bool:
-        return self._current_request is None and not self._messages
+        return not self._body.is_eof() and not self.is_answered
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's)
         """End within ``timeout`` seconds. A body that is on its way may still come: aiohttp would read no more."""
         assert timeout is not None  # ours says it
-        began = self._loop.time()
-        while self.is_receiving and self._loop.time() < began + _STILL_COME * timeout:  # noqa: ASYNC110
+        began = self.loop.time()
+        while self.is_receiving and self.loop.time() < began + _STILL_COME * timeout:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK)
         if not self._body.is_eof():
             self._fail(RequestTimeout())
-        await super().shutdown(max(began + timeout - self._loop.time(), 0))
+        await super().shutdown(max(began + timeout - self.loop.time(), 0))
 
     # ------------------------------------------------------------------------------------------ deadlines
 
-    def _queued(self, message: Any, body: StreamReader) -> None:
-        """A request is there, or an error of the parser; the body may still be on its way."""
+    def on_request(self, message: Any, body: StreamReader) -> None:
+        """Give a body that is still on its way its deadline."""
         if not self._body.is_eof():
-            self._messages.pop()  # only an error can follow a body that is not whole, and it is that request's answer
+            self.drop_last()  # only an error can follow a body that is not whole, and it is that request's answer
             self._fail(_broke_off())
             return
         self._body = body
         if body.is_eof():
             return
         self._read_slowly(getattr(message, "chunked", False))
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout + _PATIENCE
+        self.delay_waiting(_PATIENCE)
         self._body_by = self._allow(self._config.body_timeout)
         if self.ended:
             self._fail(_broke_off())
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser. Bytes of which no request came, and which are of no body, begin one."""
-        requests, begin = self._request_count, self._body.is_eof()
+        requests, begin = self.requests_begun, self._body.is_eof()
         super().data_received(data)
         if not self._body.is_eof():
             self._chunked_left -= len(data)
@@ -193,7 +156,7 @@ class Connection(RequestHandler):
             self._read_slowly(False)
         if data:
             self._silent = False
-            if begin and self._request_count == requests != self._headers_of:
+            if begin and self.requests_begun == requests != self._headers_of:
                 self._headers_of = requests
                 self._headers_by = self._allow(self._config.header_timeout)
 
@@ -207,31 +170,22 @@ class Connection(RequestHandler):
             return False
         if not self._body.is_eof():
             self._fail(_broke_off())
-        elif not self._is_idle:
-            self._close_behind()
-        elif self._silent or self._headers_of != self._request_count:
+        elif not self.is_idle:
+            self.close_behind_last()
+        elif self._silent or self._headers_of != self.requests_begun:
             return False
         else:
             self._refuse(BadRequest("The request broke off."))
         return True
 
-    def _close_behind(self) -> None:
-        """Let the answer to what has been asked so far be the last."""
-        if not self._messages:
-            self.close()
-            return
-        message, body = self._messages[-1]
-        if isinstance(message, RawRequestMessage):  # else its answer closes the connection anyway
-            self._messages[-1] = (message._replace(should_close=True), body)
-
     def _read_slowly(self, chunked: bool) -> None:
         self._chunked_left = MAX_CHUNKED if chunked else _NEVER
-        self._pipe.max_size = _READ_CHUNKED if chunked else _READ  # type: ignore[union-attr] # asyncio's, unnamed
+        self.read_at_most(_READ_CHUNKED if chunked else _READ)
 
     def _allow(self, seconds: float) -> float:
         """The time at which so many seconds are over; `_look` is called by then."""
         # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
-        due = self._loop.time() + jitter(seconds, 1 - _SPREAD, 1)
+        due = self.loop.time() + jitter(seconds, 1 - _SPREAD, 1)
         self._arm(due)
         return due
 
@@ -249,8 +203,8 @@ class Connection(RequestHandler):
 
     def cut_off(self) -> None:
         """End it, whatever is on its way; `close` would go on waiting for the client."""
-        assert self._pipe is not None
-        self._pipe.abort()
+        assert self.transport_until_lost is not None
+        self.transport_until_lost.abort()
 
     def _arm(self, due: float) -> None:
         """Look again when it is due. A timer that finds nothing is cheaper than ending it with each request."""
@@ -258,25 +212,25 @@ class Connection(RequestHandler):
             if self._timer.when() <= due:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._look)
+        self._timer = self.loop.call_at(due, self._look)
 
     @property
     def _due(self) -> float:
         """When the first of what is unfinished must be finished."""
         body_by = _NEVER if self._body.is_eof() else self._body_by
-        headers_by = self._headers_by if self._headers_of == self._request_count else _NEVER
+        headers_by = self._headers_by if self._headers_of == self.requests_begun else _NEVER
         return min(self._send_by, body_by, headers_by)
 
     def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self.loop.time()
         if self._send_by <= now:
             self.cut_off()
             return
         if self._due <= now:
             if not self._body.is_eof():
                 self._fail(RequestTimeout())
-            elif not self._is_idle:  # the headers are behind a request that we have not answered yet
+            elif not self.is_idle:  # the headers are behind a request that we have not answered yet
                 self._headers_by = now + self._config.header_timeout
             elif self._silent:
                 self._headers_of = -1
@@ -288,17 +242,15 @@ class Connection(RequestHandler):
 
     def _fail(self, problem: Problem) -> None:
         """The body of a request does not come; ``problem`` is what its handler is told that reads it."""
-        if not self._is_answered:
+        if not self.is_answered:
             self._body.set_exception(problem)
-        self._close_behind()
+        self.close_behind_last()
         self._body.feed_eof()
 
     def _refuse(self, problem: Problem) -> None:
         """The headers of a request do not come; ``problem`` is the answer."""
         self._headers_of = -1
-        self._messages.append((_ErrInfo(problem.status, problem, ""), EMPTY_PAYLOAD))
-        if self._waiter is not None:
-            self._waiter.set_result(None)
+        self.answer_with_error(problem.status, problem)
 
     # -------------------------------------------------------------------------------------------- errors
 

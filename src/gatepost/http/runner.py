@@ -1,36 +1,33 @@
 """Serves an app with the deadlines of `connection` and the limits of `connection_limits`."""
 
+import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
-from aiohttp import http, http_parser, web
+from aiohttp import web
 
 from gatepost.config import Config, WebServerConfig
+from gatepost.http import _aiohttp
 from gatepost.http.app import QuietLogger
 from gatepost.http.connection import Connection
 from gatepost.http.connection_limits import Admission, admissible
-
-
-class PurePythonParser(Exception):
-    """aiohttp would parse HTTP in Python: slower, and laxer than the parser that is tested here."""
-
-
-def require_parser() -> None:
-    """Raise PurePythonParser unless aiohttp parses with its compiled llhttp."""
-    if http.HttpRequestParser is http_parser.HttpRequestParserPy:
-        raise PurePythonParser(
-            "aiohttp runs without its compiled HTTP parser: unset AIOHTTP_NO_EXTENSIONS, or install a wheel of it"
-        )
 
 
 class Server(web.Server):
     """Makes connections."""
 
     def __init__(
-        self, config: WebServerConfig, admission: Admission[Connection], handler: Any, **options: Any
+        self,
+        config: WebServerConfig,
+        admission: Admission[Connection],
+        options: Mapping[str, Any],
+        handler: Any,
+        **factory: Any,
     ) -> None:
-        super().__init__(handler, **options)
+        super().__init__(handler, **factory)
         self._config = config
+        self._options = options
         self.admission = admission
 
     def pre_shutdown(self) -> None:
@@ -41,10 +38,10 @@ class Server(web.Server):
 
     def __call__(self) -> Connection:
         """A connection, for asyncio."""
-        return Connection(self, self.admission, self._config, loop=self._loop, **self._kwargs)
+        return Connection(self, self.admission, self._config, loop=asyncio.get_running_loop(), **self._options)
 
 
-class Runner(web.AppRunner):
+class Runner(_aiohttp.Runner):
     """Serves an app. For `WebServer.run`, for gunicorn's worker and for tests.
 
     ``most``: connections at once, and ``shutdown_timeout``: seconds that requests in flight have at the end,
@@ -70,8 +67,8 @@ class Runner(web.AppRunner):
             shutdown_timeout=self._config.shutdown_timeout if shutdown_timeout is None else shutdown_timeout,
         )
 
-    async def _make_server(self) -> web.Server:
-        made = await super()._make_server()
+    def make_server(self, made: web.Server, options: Mapping[str, Any]) -> Server:
+        """One whose connections have deadlines and limits."""
         return Server(
-            self._config, self.admission, made.request_handler, request_factory=made.request_factory, **self._kwargs
+            self._config, self.admission, options, made.request_handler, request_factory=made.request_factory
         )

@@ -1,4 +1,4 @@
-"""A connection to Postgres: where to, how it is made, and what it does that aiopg's does not.
+"""A connection to Postgres: where to, and how it is made.
 
 What aiopg and psycopg2 do behind one's back is answered here, in `pool` and in `database`; `tests/test_database.py`
 has a test of each trap.
@@ -7,16 +7,15 @@ has a test of each trap.
 import asyncio
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiopg
 import psycopg2
-import psycopg2.extensions
 
 from gatepost.config import DbConfig
 from gatepost.errors import DatabaseRefuses, DatabaseUnavailable
+from gatepost.postgres._aiopg import DriverConnection
 from gatepost.postgres.embedded import Server
 from gatepost.telemetry.logs import log
 
@@ -105,39 +104,6 @@ async def _addresses(host: str, port: int) -> list[dict[str, str]]:
         return [{}]
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [{"hostaddr": str(address[4][0])} for address in dict.fromkeys(found)]
-
-
-class DriverConnection(aiopg.Connection):  # type: ignore[misc]
-    """aiopg's connection, and one thing more, `fetch`: a statement and its rows without what aiopg puts around them.
-
-    aiopg's cursor sets a timer of its own for each statement and turns the server's statement_timeout into a
-    CancelledError; the deadline is the caller's. (Measured: 20 of 60 us for a query that finds 16 sessions.)
-    """
-
-    async def fetch(self, sql: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-        """Execute in one round trip and return every row. Raises psycopg2's errors as they are.
-
-        A caller that is cancelled meanwhile leaves the connection closed.
-        """
-        self._last_usage = self._loop.time()
-        answer = self._create_waiter("fetch")
-        try:
-            cursor = self._conn.cursor()
-            cursor.execute(sql, parameters)
-            self._ready(self._weakref)
-            await answer
-        except asyncio.CancelledError:
-            self._close()
-            raise
-        finally:
-            self._waiter = None
-        rows: list[tuple[Any, ...]] = cursor.fetchall() if cursor.description else []
-        return rows
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it is outside of any transaction."""
-        return self._conn.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_IDLE  # type: ignore[no-any-return]
 
 
 async def connect(dsn: Dsn) -> DriverConnection:

@@ -18,7 +18,8 @@ from aiopg.sa.engine import get_dialect
 
 from gatepost.config import DbConfig
 from gatepost.errors import DatabaseUnavailable, NotPermitted, Problem
-from gatepost.postgres.connection import ANSWER_TIMEOUT, DriverConnection, Dsn
+from gatepost.postgres import _aiopg
+from gatepost.postgres.connection import ANSWER_TIMEOUT, Dsn
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.postgres.pool import ACQUIRE_TIMEOUT, Pool
 
@@ -48,7 +49,7 @@ class Statement:
 
     async def all(self, connection: Connection, /, **parameters: Any) -> list[tuple[Any, ...]]:
         """Execute in one round trip and return every row."""
-        driver: DriverConnection = connection.connection
+        driver: _aiopg.DriverConnection = connection.connection
         return await driver.fetch(self.sql, {**self._defaults, **parameters})
 
     async def first(self, connection: Connection, /, **parameters: Any) -> tuple[Any, ...] | None:
@@ -118,6 +119,7 @@ class Database:
     @classmethod
     async def open(cls, dsn: Dsn, size: int) -> "Database":
         """Connect once, so that a wrong address fails here. Raises DatabaseUnavailable with the reason."""
+        _aiopg.require()
         loop = asyncio.get_running_loop()
         if loop.get_exception_handler() is None:
             loop.set_exception_handler(_without_timeouts)

@@ -7,7 +7,8 @@ hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
 import asyncio
 
 from gatepost.errors import DatabaseUnavailable
-from gatepost.postgres.connection import DriverConnection, Dsn, connect
+from gatepost.postgres._aiopg import DriverConnection
+from gatepost.postgres.connection import Dsn, connect
 
 # Seconds.
 ACQUIRE_TIMEOUT = 0.5

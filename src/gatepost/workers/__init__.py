@@ -7,8 +7,8 @@ spread just as evenly (measured: 14 to 18 of 32 here, 13 to 19 there), but those
 are lost when it ends. asyncio accepts all that wait in one turn, so that one worker of two got 28 to 32 of 32: here
 it accepts one a turn.
 
-`application` is what is run: it makes ready and tells gunicorn how. `arbiter` and `worker` are gunicorn's, with what
-we do besides.
+`application` is what is run: it makes ready and tells gunicorn how. `worker` is a process that serves. `_gunicorn` is
+what gunicorn does not promise.
 """
 
 from gatepost.workers.application import Workers

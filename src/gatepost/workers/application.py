@@ -15,7 +15,7 @@ from gunicorn.glogging import Logger
 
 from gatepost.config import Config, ConfigError
 from gatepost.errors import DatabaseUnavailable
-from gatepost.http.runner import require_parser
+from gatepost.http import _aiohttp
 from gatepost.postgres import schema
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
@@ -25,7 +25,7 @@ from gatepost.security.credentials import MissingPepper, refuse_missing_pepper
 from gatepost.server import Given, WebServer
 from gatepost.telemetry import metrics
 from gatepost.telemetry.logs import log
-from gatepost.workers.arbiter import Arbiter
+from gatepost.workers import _gunicorn
 from gatepost.workers.worker import Worker
 
 # Seconds without a sign of life after which a worker is killed and replaced.
@@ -86,7 +86,8 @@ class Workers(BaseApplication):  # type: ignore[misc]
 
         Raises StartError when the address cannot be had, and what WebServer.initializer raises.
         """
-        require_parser()
+        _aiohttp.require()
+        _gunicorn.require()
         signal.signal(signal.SIGTERM, _exit)  # until gunicorn listens to it
         with contextlib.ExitStack() as resources:
             webserver = self.config.webserver
@@ -111,7 +112,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
             gc.freeze()
             self._lifeline, self._hold = os.pipe()
             os.set_blocking(self._lifeline, False)
-            Arbiter(self).run()
+            _gunicorn.Arbiter(self).run()
 
     def let_go(self) -> None:
         """Tell the workers that all of them are to end, and not just to be replaced."""

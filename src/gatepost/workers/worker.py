@@ -4,13 +4,11 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from aiohttp.worker import GunicornWebWorker
-from gunicorn.arbiter import Arbiter
-
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres.connection import TRY_AGAIN
 from gatepost.telemetry.logs import log
+from gatepost.workers import _gunicorn
 
 if TYPE_CHECKING:
     from gatepost.server import WebServer
@@ -19,26 +17,27 @@ if TYPE_CHECKING:
 _BEAT = 1.0
 
 
-class Worker(GunicornWebWorker):
+class Worker(_gunicorn.Worker):
     """Serves as one process does, with its share of the hashing, until the arbiter tells it to stop or is gone."""
 
     config: Config  # it was forked with
     slot = 0  # among the workers of this configuration, from 0
     lifeline = -1  # reads end of file as soon as the arbiter ends, or all workers are to
 
-    async def _run(self) -> None:
+    async def serve(self) -> None:
+        """Serve, and give signs of life."""
         self.server: WebServer = self.wsgi(self.slot)
         self.loop.add_reader(self.lifeline, self._stop)
         beating = asyncio.create_task(self._beat())
         try:
-            await self._serve()
+            await self._until_stopped()
         except Exception:  # noqa: BLE001 (gunicorn would print its text, which may quote a statement)
             log.exception("a worker cannot serve")
-            self.exit_code = 1 if self.booted else Arbiter.WORKER_BOOT_ERROR
+            self.exit_code = 1 if self.booted else _gunicorn.Arbiter.WORKER_BOOT_ERROR
         finally:
             beating.cancel()
 
-    async def _serve(self) -> None:
+    async def _until_stopped(self) -> None:
         waiting = False
         while not self.server.stopping.begun:
             try:
