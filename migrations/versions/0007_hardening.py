@@ -145,44 +145,45 @@ BEGIN
     IF refusing IS NOT NULL THEN
         RETURN;
     END IF;
+    IF NOT abandoned THEN
+        INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
+        VALUES (new_hash, account.id, account.epoch, clock_timestamp() + make_interval(secs => lifetime),
+            from_ip, agent)
+        RETURNING * INTO opened;
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
+        VALUES ('authn_login_success', account.id, opened.handle, from_ip, agent);
+        WITH superseded AS (
+            DELETE FROM gatepost.sessions WHERE token_hash = ANY (ARRAY(
+                SELECT s.token_hash FROM gatepost.sessions s
+                WHERE s.user_id = account.id AND s.token_hash <> new_hash
+                ORDER BY s.epoch = account.epoch AND s.expires_at > clock_timestamp() DESC, s.created_at DESC
+                OFFSET max_per_user - 1))
+            RETURNING handle
+        )
+        INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
+        SELECT 'session_revoked', account.id, handle, from_ip, agent, '{"reason": "session_limit"}' FROM superseded;
+        IF from_place IS NOT NULL THEN
+            INSERT INTO gatepost.known_places AS k (user_id, place) VALUES (account.id, from_place)
+            ON CONFLICT (user_id, place) DO UPDATE SET seen_at = clock_timestamp()
+            WHERE k.seen_at < clock_timestamp() - interval '1 hour';
+            IF FOUND THEN
+                DELETE FROM gatepost.known_places WHERE user_id = account.id AND place = ANY (ARRAY(
+                    SELECT k.place FROM gatepost.known_places k WHERE k.user_id = account.id
+                    ORDER BY k.place = from_place DESC, k.seen_at DESC OFFSET 10));
+            END IF;
+        END IF;
+        expires_at := opened.expires_at;
+        id := account.id;
+        username := account.username;
+        roles := account.roles;
+        profile := account.profile;
+    END IF;
+    -- Last: other logins of this account wait for these rows.
     UPDATE gatepost.throttles t SET due = t.due - make_interval(secs => held.every)
     FROM (
         SELECT t.key, w.every FROM unnest(taken, everys) AS w (key, every) JOIN gatepost.throttles t USING (key)
         ORDER BY t.key FOR NO KEY UPDATE OF t
     ) AS held WHERE t.key = held.key;
-    IF abandoned THEN
-        RETURN;
-    END IF;
-    INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
-    VALUES (new_hash, account.id, account.epoch, clock_timestamp() + make_interval(secs => lifetime), from_ip, agent)
-    RETURNING * INTO opened;
-    INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
-    VALUES ('authn_login_success', account.id, opened.handle, from_ip, agent);
-    WITH superseded AS (
-        DELETE FROM gatepost.sessions WHERE token_hash = ANY (ARRAY(
-            SELECT s.token_hash FROM gatepost.sessions s
-            WHERE s.user_id = account.id AND s.token_hash <> new_hash
-            ORDER BY s.epoch = account.epoch AND s.expires_at > clock_timestamp() DESC, s.created_at DESC
-            OFFSET max_per_user - 1))
-        RETURNING handle
-    )
-    INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
-    SELECT 'session_revoked', account.id, handle, from_ip, agent, '{"reason": "session_limit"}' FROM superseded;
-    IF from_place IS NOT NULL THEN
-        INSERT INTO gatepost.known_places AS k (user_id, place) VALUES (account.id, from_place)
-        ON CONFLICT (user_id, place) DO UPDATE SET seen_at = clock_timestamp()
-        WHERE k.seen_at < clock_timestamp() - interval '1 hour';
-        IF FOUND THEN
-            DELETE FROM gatepost.known_places WHERE user_id = account.id AND place = ANY (ARRAY(
-                SELECT k.place FROM gatepost.known_places k WHERE k.user_id = account.id
-                ORDER BY k.place = from_place DESC, k.seen_at DESC OFFSET 10));
-        END IF;
-    END IF;
-    expires_at := opened.expires_at;
-    id := account.id;
-    username := account.username;
-    roles := account.roles;
-    profile := account.profile;
 END
 $$
 """

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 from tests.faults.history import Request
+from tests.faults.postgres import Postgres
 from tests.faults.service import Service
 
 # Seconds between two looks.
@@ -17,13 +18,14 @@ HASHED = {"register", "login", "change"}
 
 
 class Machine:
-    """Looks how long the services were ready to run while others ran, and how long nothing ran at all.
+    """Looks how long the services and Postgres were ready to run while others ran, and how long nothing ran at all.
 
     The kernel counts the former, for each thread (Linux' sched-stats.rst); the latter is how late we come to look.
     """
 
-    def __init__(self, services: Sequence[Service]) -> None:
+    def __init__(self, services: Sequence[Service], server: Postgres) -> None:
         self._services = services
+        self._server = server
         self._waited: dict[tuple[int, int], float] = {}  # by process and thread
         self._moments = [time.monotonic()]
         # Until each moment, in seconds: from the threads that serve, and from all.
@@ -77,7 +79,7 @@ class Machine:
         self._all.append(self._all[-1] + late + serving + hashing)
 
     def _waits(self) -> Iterator[tuple[tuple[int, int], float]]:
-        for first in [pid for service in self._services for pid in service.pids]:
+        for first in [*(pid for service in self._services for pid in service.pids), *self._server.pids]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 below = Path(f"/proc/{first}/task/{first}/children").read_text("ascii").split()
                 for pid in (first, *map(int, below)):

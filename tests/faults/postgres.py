@@ -160,6 +160,11 @@ class Postgres:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pids(self) -> list[int]:
+        """Its first process, if it runs."""
+        return [self._process.pid] if self._process is not None and self.running else []
+
+    @property
     def accepts(self) -> bool:
         """Whether it runs and takes connections, by its own account."""
         if self._process is None or self._process.poll() is not None:

@@ -139,7 +139,7 @@ class Trial:
         warm, calm = (QUICK, QUICK) if self.quick else (WARM, CALM)
         hold = min(hold, QUICK_HOLD) if self.quick else hold
         load = Load([service.url for service in services], ADMIN_PASSWORD)
-        machine = Machine(services)
+        machine = Machine(services, server)
         async with load.running(), machine.watching():
             await asyncio.sleep(warm)
             await load.everything_happened()
@@ -224,9 +224,11 @@ def _connections(server: Postgres, at_most: int) -> int:
 
 
 async def _felt(load: Load, began: float, kinds: Collection[str]) -> None:
-    """Wait until a request of these kinds, if there are any, is refused: slow machines break slowly too."""
+    """Wait until a request of these kinds, if there are any, is refused or lost: slow machines break slowly too."""
     async with asyncio.timeout(120):
-        while kinds and not any(r.status == 503 and r.kind in kinds and r.sent > began for r in load.history):
+        while kinds and not any(
+            r.status in {503, None} and r.kind in kinds and r.ended > began for r in load.history
+        ):
             await asyncio.sleep(0.05)
 
 
