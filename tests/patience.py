@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gatepost.http import feature
 from gatepost.postgres import connection, database, pool
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
@@ -30,6 +31,7 @@ _OURS: list[tuple[Any, str, Any]] = [
     (connection, "_OPTIONS", re.sub(r"\b(statement_timeout|lock_timeout)=(\d+)", _longer, connection._OPTIONS)),
     # What comes once a minute does not come into a test that takes longer than that.
     (upkeep, "INTERVAL", 3600.0),
+    (feature, "SWEEP", 3600.0),
 ]
 _THEIRS = [(module, name, getattr(module, name)) for module, name, _ in _OURS]
 

@@ -174,7 +174,7 @@ def test_a_handler_without_a_note_is_a_mistake() -> None:
         return web.Response()
 
     with pytest.raises(TypeError, match="forgotten has no @operation"):
-        openapi.document([web.get("/forgotten", forgotten)])
+        openapi.document([web.get("/forgotten", forgotten)], {"forgotten": "A path."})
 
 
 def test_the_decoders_codes_are_those_of_the_document() -> None:

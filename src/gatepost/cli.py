@@ -6,8 +6,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from gatepost.admin import commands as admin
-from gatepost.admin import sessions_commands as admin_sessions
 from gatepost.config import Config, ConfigError
 from gatepost.errors import Problem, UnsupportedLibrary
 from gatepost.ops import openapi
@@ -17,12 +15,11 @@ from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError
 from gatepost.process.console import CommandError, ConfigOption, complain, print_table
 from gatepost.process.sockets import StartError
-from gatepost.routes import ROUTES
+from gatepost.routes import FEATURES, ROUTES, TAGS
 from gatepost.security import names
 from gatepost.security.credentials import MissingPepper
 from gatepost.server import WebServer
 from gatepost.telemetry import logs
-from gatepost.transfer import commands as transfer
 
 app = typer.Typer(
     help="A self-hosted sign-in service.",
@@ -32,9 +29,11 @@ app = typer.Typer(
 )
 user = typer.Typer(help="Users: see them, add, change and delete them, import and export.", no_args_is_help=True)
 app.add_typer(user, name="user")
-admin.register(user)
-admin_sessions.register(user)
-transfer.register(user)
+for feature in FEATURES:
+    if feature.user_commands:
+        feature.user_commands(user)
+    if feature.commands:
+        feature.commands(app)
 
 
 def main() -> NoReturn:
@@ -49,7 +48,6 @@ def main() -> NoReturn:
         UnsupportedLibrary,
         StartError,
         schema.SchemaError,
-        transfer.TransferError,
         Problem,
     ) as error:
         complain(f"gatepost: {error}")
@@ -108,4 +106,4 @@ def routes() -> None:
 @app.command("openapi")
 def print_document() -> None:
     """Print the OpenAPI document."""
-    print(openapi.render(ROUTES, indent=2))  # noqa: T201
+    print(openapi.render(ROUTES, TAGS, indent=2))  # noqa: T201

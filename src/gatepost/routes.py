@@ -1,33 +1,40 @@
-"""The whole route table, and the document that describes it. The only module that knows all features' handlers."""
+"""The features, and the whole route table. The only module that knows every feature."""
 
 from functools import cache
 
-from gatepost.accounts import export_handlers as account_export
-from gatepost.accounts import handlers as accounts
-from gatepost.admin import events_handlers as admin_events
-from gatepost.admin import handlers as admin
-from gatepost.forward_auth import handlers as forward_auth
-from gatepost.ops import handlers as ops
+from gatepost.accounts.feature import FEATURE as ACCOUNTS
+from gatepost.admin.feature import FEATURE as ADMIN
+from gatepost.config import Config
+from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.ops import openapi
-from gatepost.recovery import handlers as recovery
-from gatepost.sessions import handlers as sessions
-from gatepost.sessions import own as own_sessions
+from gatepost.ops.feature import FEATURE as OPS
+from gatepost.recovery.feature import FEATURE as RECOVERY
+from gatepost.sessions.feature import FEATURE as SESSIONS
+from gatepost.transfer.feature import FEATURE as TRANSFER
 
-PUBLIC_ROUTES = [
-    *sessions.routes,
-    *own_sessions.routes,
-    *accounts.routes,
-    *account_export.routes,
-    *recovery.routes,
-    *forward_auth.routes,
-    *ops.routes,
+FEATURES = [
+    SESSIONS,
+    ACCOUNTS,
+    RECOVERY,
+    FORWARD_AUTH,
+    OPS,
+    ADMIN,
+    TRANSFER,
 ]
-OPERATOR_ROUTES = [*ops.operator_routes, *admin.routes, *admin_events.routes]
+"""In the order in which they open: one may use what those before it have shared."""
+
+PUBLIC_ROUTES = [route for feature in FEATURES for route in feature.routes]
+OPERATOR_ROUTES = [route for feature in FEATURES for route in feature.operator_routes]
 """What `webserver.operator_port` moves to an address of its own."""
 ROUTES = PUBLIC_ROUTES + OPERATOR_ROUTES
+TAGS = {name: text for feature in FEATURES for name, text in feature.tags.items()}
+"""What the first part of a path stands for."""
+
+for settings in filter(None, (feature.settings for feature in FEATURES)):
+    Config.add_section(settings.name, settings.model)
 
 
 @cache
 def api_document() -> bytes:
     """What `/openapi.json` answers. The routes are always the same, so it is made once: 65 KB for all answers."""
-    return openapi.render(ROUTES).encode()
+    return openapi.render(ROUTES, TAGS).encode()

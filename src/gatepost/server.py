@@ -4,22 +4,22 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple, TypeVar
 
 from aiohttp import web
 
-from gatepost.admin import retention
 from gatepost.config import Config
-from gatepost.errors import DatabaseUnavailable
 from gatepost.http import _aiohttp
 from gatepost.http.access_log import Observer
 from gatepost.http.app import (
     CONFIG,
     CREDENTIALS,
     DATABASE,
+    DOCUMENT,
+    FOR_OPERATORS,
     MAX_BODY,
     METRICS,
     STOPPING,
@@ -32,11 +32,9 @@ from gatepost.http.app import (
     set_common_headers,
 )
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
+from gatepost.http.feature import SWEEP, Parts
 from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve
 from gatepost.http.runner import Runner
-from gatepost.ops import handlers as ops
-from gatepost.ops import instruments
-from gatepost.ops.instruments import Census
 from gatepost.postgres import schema
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database, Dsn
@@ -44,21 +42,13 @@ from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.banner import welcome
 from gatepost.process.periodic import every
 from gatepost.process.sockets import bind
-from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
+from gatepost.routes import FEATURES, OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.security.refunds import Unjudged
 from gatepost.security.throttle import Throttle
-from gatepost.sessions import failures, upkeep
-from gatepost.sessions.failures import FailedLookups
-from gatepost.sessions.guard import FAILED_LOOKUPS, LAST_SEEN, LOOKUP
-from gatepost.sessions.lookup import Lookup
-from gatepost.sessions.upkeep import LastSeen
 from gatepost.telemetry.logs import OneWarning, log
 from gatepost.telemetry.metrics import Metrics
-
-# Seconds after which a process that shares its metrics writes down those that it is asked for.
-LOOK = 5.0
 
 T = TypeVar("T")
 
@@ -93,8 +83,8 @@ class WebServer:
         self._share(UNTRUSTED_PROXY, OneWarning())
         self._share(STOPPING, self.stopping)
         document: Callable[[], bytes] = api_document
-        self.app[ops.DOCUMENT] = document
-        self.app[ops.FOR_OPERATORS] = False
+        self.app[DOCUMENT] = document
+        self.app[FOR_OPERATORS] = False
         self.app.on_cleanup.append(self._close)
         self.operators_port = config.webserver.operator_port
         self.dsn = given.dsn if given else None
@@ -112,9 +102,12 @@ class WebServer:
         return app
 
     def _share(self, key: web.AppKey[T], value: T) -> None:
-        for app in (self.app, self.operators):
-            if app is not None:
-                app[key] = value
+        for app in self._apps:
+            app[key] = value
+
+    @property
+    def _apps(self) -> list[web.Application]:
+        return [app for app in (self.app, self.operators) if app is not None]
 
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
@@ -138,27 +131,37 @@ class WebServer:
             await schema.make_ready(self.dsn, db.start_timeout, migrate=self._migrate)
         assert self.dsn is not None
         database = await self._open_database(self.dsn, db.pool_size - LOOKUP_CONNECTIONS)
-        lookups = await self._open_database(self.dsn, LOOKUP_CONNECTIONS)
         if self._given is None:
             await refuse_missing_pepper(self.config.passwords, database)
-        worker = self._given.worker if self._given else 0
-        passwords = share(self.config.passwords, worker, self.config.webserver.workers if self._given else 1)
-        credentials = await Credentials.open(passwords, database)
-        self._resources.callback(credentials.close)
-        lookup = Lookup(lookups, self.config.sessions.idle_timeout)
-        self._share(DATABASE, database)
-        self._share(CREDENTIALS, credentials)
-        self._share(THROTTLE, await Throttle.open(self.config.throttle, database))
-        self._share(LOOKUP, lookup)
-        self._share(ops.CENSUS, Census(self.metrics, database))
-        instruments.follow(self.metrics, credentials, lookup, {"requests": database, "checks": lookups})
-        await self._start_upkeep(database)
+        await self._open_kit(database)
+        parts = Parts(self.config, self.metrics, self.dsn, database, self._apps)
+        for feature in FEATURES:
+            if feature.settings:
+                value = getattr(self.config, feature.settings.name, None) or feature.settings.model()
+                parts.share(feature.settings.key, value)
+            if feature.open:
+                await self._resources.enter_async_context(feature.open(parts))
         if operators is not None:
             await self._serve_operators(operators)
         # What is here now stays: without it, a full collection in the midst of serving takes 30 to 60 ms.
         gc.collect()
         gc.freeze()
         log.info("serving", version=version("gatepost"))
+
+    async def _open_kit(self, database: Database) -> None:
+        """What every feature shares."""
+        worker = self._given.worker if self._given else 0
+        passwords = share(self.config.passwords, worker, self.config.webserver.workers if self._given else 1)
+        credentials = await Credentials.open(passwords, database)
+        self._resources.callback(credentials.close)
+        attempts = Unjudged(database)
+        self._share(DATABASE, database)
+        self._share(CREDENTIALS, credentials)
+        self._share(THROTTLE, await Throttle.open(self.config.throttle, database))
+        self._share(UNJUDGED, attempts)
+        await self._resources.enter_async_context(every(refunds.INTERVAL, attempts.write, once_more=True))
+        sweep = self.metrics.sweeping("throttles", partial(throttle.sweep, database))
+        await self._resources.enter_async_context(every(SWEEP, sweep))
 
     def _bind_for_operators(self) -> socket.socket | None:
         webserver = self.config.webserver
@@ -173,39 +176,13 @@ class WebServer:
 
     async def _serve_operators(self, sock: socket.socket) -> None:
         assert self.operators is not None
-        self.operators[ops.FOR_OPERATORS] = True
+        self.operators[FOR_OPERATORS] = True
         # Its connections end last; they have had the time of all others by then.
         runner = Runner(self.operators, self.config, most=OPERATOR_CONNECTIONS, shutdown_timeout=ANSWER_TIMEOUT)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()
         self.operators_port = sock.getsockname()[1]
-
-    async def _start_upkeep(self, database: Database) -> None:
-        last_seen = LastSeen(database)
-        self._share(LAST_SEEN, last_seen)
-        self._resources.push_async_callback(_at_last, last_seen.write)
-        await self._resources.enter_async_context(every(upkeep.INTERVAL, last_seen.write))
-        attempts = Unjudged(database)
-        self._share(UNJUDGED, attempts)
-        self._resources.push_async_callback(_at_last, attempts.write)
-        await self._resources.enter_async_context(every(refunds.INTERVAL, attempts.write))
-        failed = FailedLookups(database, self.app[THROTTLE])
-        self._share(FAILED_LOOKUPS, failed)
-        await self._resources.enter_async_context(every(failures.INTERVAL, failed.write))
-        sweeps = {
-            "sessions": partial(upkeep.sweep, database),
-            "throttles": partial(throttle.sweep, database),
-            "events": partial(retention.sweep, database, self.config.events.retention),
-        }
-        for table, sweep in sweeps.items():
-            work = self.metrics.sweeping(table, sweep)
-            await self._resources.enter_async_context(every(upkeep.INTERVAL, work))
-        if self.metrics.shared:  # whichever process is scraped shows what the others have written down
-            await self._resources.enter_async_context(every(LOOK, self._look))
-
-    async def _look(self) -> None:
-        self.metrics.look()
 
     async def _start_postgres(self) -> Dsn:
         db = self.config.db
@@ -233,7 +210,7 @@ class WebServer:
         Raises ConfigError.
         """
         runner = Runner(self.app, self.config, shutdown_timeout=shutdown_timeout)
-        instruments.follow_connections(self.metrics, runner.admission)
+        runner.follow(self.metrics)
         return runner
 
     def run(self, announce: Callable[[str], None] | None = None) -> None:
@@ -268,16 +245,6 @@ class WebServer:
         """What is said once `initializer` is done and ``port`` is listened to."""
         assert self.dsn is not None
         return welcome(self.config, self.dsn, port, self.operators_port, self.app[CREDENTIALS].memory_kib)
-
-
-async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
-    """Do it once more before the end, which it cannot hold up; if the database is gone, so be it."""
-    try:
-        await work()
-    except DatabaseUnavailable:
-        pass
-    except Exception:  # noqa: BLE001
-        log.exception("the last work failed")
 
 
 async def _keep_running(postgres: EmbeddedPostgres) -> None:

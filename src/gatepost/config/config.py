@@ -1,9 +1,9 @@
 """The whole configuration: all sections, and what holds between two of them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, create_model, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gatepost.config import reading
@@ -13,6 +13,7 @@ from gatepost.config.sections import (
     EventsConfig,
     LogConfig,
     PasswordsConfig,
+    Section,
     SessionsConfig,
     ThrottleConfig,
     WebServerConfig,
@@ -51,6 +52,9 @@ class Config(BaseSettings):
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 
+    # What features add to the type; the values are never global.
+    _added: ClassVar[dict[str, type[Section]]] = {}
+
     @model_validator(mode="after")
     def _embedded_server_has_the_connections(self) -> Self:
         most = self.webserver.workers * self.db.pool_size
@@ -74,6 +78,11 @@ class Config(BaseSettings):
         return (init_settings,)
 
     @classmethod
+    def add_section(cls, name: str, model: type[Section]) -> None:
+        """Let `load` know a section that a feature has; every key of it has a default."""
+        cls._added[name] = model
+
+    @classmethod
     def load(cls, file: Path | None = None, *, workers: int | None = None) -> Self:
         """Read the configuration.
 
@@ -81,4 +90,8 @@ class Config(BaseSettings):
         working directory where there is one, else none. ``workers``: given on the command line, before all else.
         Raises ConfigError, naming the source and the key.
         """
-        return reading.read(cls, file, {"webserver": {"workers": workers}} if workers else {})
+        sections: dict[str, Any] = {
+            name: (Annotated[model, BeforeValidator(_sections_only)], model()) for name, model in cls._added.items()
+        }
+        whole = create_model(cls.__name__, __base__=cls, **sections) if sections else cls
+        return reading.read(whole, file, {"webserver": {"workers": workers}} if workers else {})

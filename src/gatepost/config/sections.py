@@ -8,14 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, fie
 from gatepost.config.values import FROM_TEXT, HostName, HostNames, Origin, PepperId, refuse_unusable_text
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A section: read once, frozen, and without a key that it does not know."""
+
     # hide_input_in_errors: the offending value may be a password.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     _usable_text = field_validator("*")(refuse_unusable_text)
 
 
-class WebServerConfig(_Section):
+class WebServerConfig(Section):
     """Where HTTP is served."""
 
     host: HostName = Field("127.0.0.1", min_length=1, description="Address to listen on.")
@@ -78,7 +80,7 @@ class WebServerConfig(_Section):
     )
 
 
-class DbConfig(_Section):
+class DbConfig(Section):
     """The Postgres that holds everything. Without ``host``, Gatepost runs one itself in ``data_dir``."""
 
     host: HostNames | None = Field(
@@ -127,7 +129,7 @@ class DbConfig(_Section):
         return self.host is None
 
 
-class AccountsConfig(_Section):
+class AccountsConfig(Section):
     """Who may have an account."""
 
     registration: Literal["open", "closed"] = Field(
@@ -141,7 +143,7 @@ class AccountsConfig(_Section):
     )
 
 
-class PasswordsConfig(_Section):
+class PasswordsConfig(Section):
     """How passwords are judged and kept."""
 
     min_length: int = Field(
@@ -202,7 +204,7 @@ class PasswordsConfig(_Section):
         return self.pepper or next(iter(self.peppers), None)
 
 
-class SessionsConfig(_Section):
+class SessionsConfig(Section):
     """How long a login lasts."""
 
     lifetime: int = Field(30 * 86400, ge=60, le=366 * 86400, description="Seconds from login to expiry.")
@@ -214,7 +216,7 @@ class SessionsConfig(_Section):
     )
 
 
-class ThrottleConfig(_Section):
+class ThrottleConfig(Section):
     """How many attempts there are: ``burst`` at once, then one more ``every`` so many seconds."""
 
     account_burst: int = Field(
@@ -280,7 +282,7 @@ class ThrottleConfig(_Section):
     )
 
 
-class EventsConfig(_Section):
+class EventsConfig(Section):
     """The record of what happened."""
 
     retention: int = Field(
@@ -288,7 +290,7 @@ class EventsConfig(_Section):
     )
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """What is told on stderr."""
 
     format: Literal["auto", "json", "console"] = Field(

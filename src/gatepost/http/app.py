@@ -42,6 +42,10 @@ METRICS = web.AppKey("metrics", Metrics)
 THROTTLE = web.AppKey("throttle", Throttle)
 UNJUDGED = web.AppKey("unjudged", Unjudged)
 UNTRUSTED_PROXY = web.AppKey("untrusted_proxy", OneWarning)
+DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
+"""Makes what `/openapi.json` answers."""
+FOR_OPERATORS = web.AppKey("for_operators", bool)
+"""Whether the address is for operators alone."""
 
 MAX_BODY = 8192
 MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size

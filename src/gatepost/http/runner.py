@@ -12,6 +12,7 @@ from gatepost.http import _aiohttp
 from gatepost.http.app import QuietLogger
 from gatepost.http.connection import Connection
 from gatepost.http.connection_limits import Admission, admissible
+from gatepost.telemetry.metrics import Metrics
 
 
 class Server(web.Server):
@@ -65,6 +66,16 @@ class Runner(_aiohttp.Runner):
             logger=QuietLogger(logging.getLogger("gatepost"), {}),
             keepalive_timeout=self._config.keepalive_timeout,
             shutdown_timeout=self._config.shutdown_timeout if shutdown_timeout is None else shutdown_timeout,
+        )
+
+    def follow(self, metrics: Metrics) -> None:
+        """Count the clients' connections."""
+        admission = self.admission
+        metrics.follow("gatepost_connections", "Connections of clients.", lambda: len(admission))
+        metrics.follow(
+            "gatepost_connections_refused_total",
+            "Connections closed at once for being too many.",
+            lambda: admission.refused,
         )
 
     def make_server(self, made: web.Server, options: Mapping[str, Any]) -> Server:

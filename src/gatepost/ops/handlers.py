@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -12,16 +11,12 @@ from aiohttp import HttpVersion11, hdrs, web
 from typing_extensions import TypedDict
 
 from gatepost.errors import DatabaseUnavailable, NotFound, Stopping
-from gatepost.http.app import CONFIG, METRICS, STOPPING, json_response
+from gatepost.http.app import CONFIG, DOCUMENT, FOR_OPERATORS, METRICS, STOPPING, json_response
 from gatepost.http.operation import operation
 from gatepost.ops.instruments import Census
 from gatepost.security import addresses
 from gatepost.sessions.guard import LOOKUP
 
-DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
-"""Makes what `/openapi.json` answers."""
-FOR_OPERATORS = web.AppKey("for_operators", bool)
-"""Whether the address is for operators alone."""
 CENSUS = web.AppKey("census", Census)
 
 

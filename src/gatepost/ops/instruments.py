@@ -2,10 +2,8 @@
 
 import math
 import time
-from typing import Any
 
 from gatepost.errors import DatabaseUnavailable
-from gatepost.http.connection_limits import Admission
 from gatepost.ops import queries
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
@@ -40,16 +38,6 @@ def follow(metrics: Metrics, credentials: Credentials, lookup: Lookup, pools: di
     )
     for name, database in pools.items():
         _follow_pool(metrics, name, database)
-
-
-def follow_connections(metrics: Metrics, admission: Admission[Any]) -> None:
-    """Follow the clients' connections to one server."""
-    metrics.follow("gatepost_connections", "Connections of clients.", lambda: len(admission))
-    metrics.follow(
-        "gatepost_connections_refused_total",
-        "Connections closed at once for being too many.",
-        lambda: admission.refused,
-    )
 
 
 def _follow_pool(metrics: Metrics, name: str, database: Database) -> None:

@@ -28,19 +28,6 @@ JSON in and out. A body is one object of at most {MAX_BODY} bytes. Errors are `a
 with a stable `code`. `HEAD` is answered wherever `GET` is, `OPTIONS` everywhere (204 with `Allow`); another method is
 405 `method_not_allowed` with `Allow`, another path 404 `not_found`."""
 
-_TAGS = {
-    "user": "The session of whoever asks: log in, who am I, log out.",
-    "account": "One's own account: register, read, change, export, delete.",
-    "sessions": "One's own sessions: list and end them.",
-    "admin": "Users, their sessions and events, for the role `admin`.",
-    "authz": "For proxies that ask whether a request may pass.",
-    "ping": "Whether the process answers.",
-    "openapi.json": "This document.",
-    "docs": "This document as a page.",
-    "health": "For load balancers and service managers.",
-    "metrics": "For Prometheus.",
-}
-
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer SESSION_ID`"},
     "token": {
@@ -81,8 +68,11 @@ _HEADERS: dict[str, Json] = {
 _EVERYWHERE = ("Cache-Control", "X-Request-ID")
 
 
-def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
-    """The document of a route table. Raises TypeError for a handler without a note."""
+def document(routes: Iterable[web.AbstractRouteDef], tags: Mapping[str, str]) -> Json:
+    """The document of a route table. ``tags``: what the first part of a path stands for.
+
+    Raises TypeError for a handler without a note, KeyError for a path without a tag.
+    """
     router = web.UrlDispatcher()
     router.add_routes(routes)
     table = [
@@ -105,7 +95,7 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
             "version": about["Version"],
         },
         "servers": [{"url": "/"}],
-        "tags": [{"name": name, "description": _TAGS[name]} for name in dict.fromkeys(map(_tag, paths))],
+        "tags": [{"name": name, "description": tags[name]} for name in dict.fromkeys(map(_tag, paths))],
         "paths": paths,
         "components": {
             "schemas": components.schemas,
@@ -116,9 +106,9 @@ def document(routes: Iterable[web.AbstractRouteDef]) -> Json:
     }
 
 
-def render(routes: Iterable[web.AbstractRouteDef], *, indent: int | None = None) -> str:
+def render(routes: Iterable[web.AbstractRouteDef], tags: Mapping[str, str], *, indent: int | None = None) -> str:
     """The same as JSON; alike for the same routes, to the byte."""
-    return json.dumps(document(routes), ensure_ascii=False, indent=indent)
+    return json.dumps(document(routes, tags), ensure_ascii=False, indent=indent)
 
 
 def _note(handler: Any) -> Operation:

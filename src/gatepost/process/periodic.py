@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from gatepost.errors import Problem
+from gatepost.errors import DatabaseUnavailable, Problem
 from gatepost.process.jitter import jitter
 from gatepost.telemetry.logs import log
 
 
 @contextlib.asynccontextmanager
-async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Do ``work`` about every ``seconds`` for as long as the block lasts.
+async def every(
+    seconds: float, work: Callable[[], Awaitable[None]], *, once_more: bool = False
+) -> AsyncIterator[None]:
+    """Do ``work`` about every ``seconds`` for as long as the block lasts; with ``once_more``, also at its end.
 
     A failure is logged and the work tried again at its next turn. Turns are spread by a tenth, so that nodes started
     together do not all come at once.
@@ -36,3 +38,15 @@ async def every(seconds: float, work: Callable[[], Awaitable[None]]) -> AsyncIte
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        if once_more:
+            await _at_last(work)
+
+
+async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
+    """The end cannot be held up: without a database the work is left undone."""
+    try:
+        await work()
+    except DatabaseUnavailable:
+        pass
+    except Exception:  # noqa: BLE001
+        log.exception("the last work failed")

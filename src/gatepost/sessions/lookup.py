@@ -35,7 +35,7 @@ class Lookup:
     """
 
     def __init__(self, database: Database, idle_timeout: int) -> None:
-        self._database = database
+        self.database = database
         self._idle_timeout = idle_timeout
         self._waiting: _Waiting = defaultdict(list)
         self._workers: set[asyncio.Task[None]] = set()
@@ -82,7 +82,7 @@ class Lookup:
         self.queries += 1
         self.tokens += len(batch)
         try:
-            found = await self._database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
+            found = await self.database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
             for answer in _still_awaited(batch.values()):
                 answer.set_exception(error)

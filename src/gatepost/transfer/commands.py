@@ -15,7 +15,7 @@ import typer
 from gatepost.config import Config
 from gatepost.postgres import blocking, schema
 from gatepost.postgres.database import reach
-from gatepost.process.console import ConfigOption, complain, json_for, standard_input
+from gatepost.process.console import CommandError, ConfigOption, complain, json_for, standard_input
 from gatepost.security.credentials.foreign import Firebase
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
@@ -23,10 +23,6 @@ from gatepost.transfer.lines import MAX_LINE, Format, Refusal, Source, UnusableF
 from gatepost.transfer.users import Judge
 
 SHOWN = 20  # refused lines on the terminal; --report has all
-
-
-class TransferError(Exception):
-    """An import or an export cannot be done as asked; the message is one line that says why."""
 
 
 def import_users(  # noqa: PLR0913 (each is an option of the command)
@@ -62,7 +58,7 @@ def import_users(  # noqa: PLR0913 (each is an option of the command)
         try:
             counts = Import(connection, judge, dry_run, refuse, advanced).run(source)
         except (ImportStopped, UnusableFile, queries.Pooled) as error:
-            raise TransferError(f"{file}: {error}") from None
+            raise CommandError(f"{file}: {error}") from None
     would = "would be " if dry_run else ""
     print(  # noqa: T201
         f"{counts.added} users {would}added, {counts.existing} were there already, "
@@ -89,14 +85,12 @@ def export_users(
                     file.write(json_for(file, line))
                     count += 1
             except blocking.Gone as error:
-                raise TransferError(f"{blocking.gone(error)} after {count} users: the export is not whole") from None
+                raise CommandError(f"{blocking.gone(error)} after {count} users: the export is not whole") from None
             file.flush()
     except BrokenPipeError:
         raise  # whoever reads has had enough
     except OSError as error:
-        raise TransferError(
-            f"{output or '-'}: cannot be written: {error.strerror}: the export is not whole"
-        ) from None
+        raise CommandError(f"{output or '-'}: cannot be written: {error.strerror}: the export is not whole") from None
     complain(f"{count} users exported.")
 
 
@@ -116,7 +110,7 @@ def _connection(settings: Config) -> Iterator[Any]:
         try:
             yield connection
         except (*blocking.Gone, blocking.NotPermitted) as error:
-            raise TransferError(f"the database: {str(error).strip().partition(chr(10))[0]}") from None
+            raise CommandError(f"the database: {str(error).strip().partition(chr(10))[0]}") from None
         finally:
             connection.close()
 
@@ -130,7 +124,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         try:
             opened = stack.enter_context(Path(file).open("rb"))
         except OSError as error:
-            raise TransferError(f"{file}: cannot be read: {error.strerror}") from None
+            raise CommandError(f"{file}: cannot be read: {error.strerror}") from None
         yield opened
 
 
@@ -140,7 +134,7 @@ def _format(file: str, given: str | None) -> Format:
         return "csv"
     if wanted == "jsonl" or (wanted is None and file == "-"):
         return "jsonl"
-    raise TransferError(f"{file}: say what it is: --format jsonl or --format csv")
+    raise CommandError(f"{file}: say what it is: --format jsonl or --format csv")
 
 
 def _new_file(path: Path | None) -> contextlib.AbstractContextManager[TextIO]:
@@ -152,7 +146,7 @@ def _new_file(path: Path | None) -> contextlib.AbstractContextManager[TextIO]:
     try:
         return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
     except OSError as error:
-        raise TransferError(f"{path}: cannot be created: {error.strerror}") from None
+        raise CommandError(f"{path}: cannot be created: {error.strerror}") from None
 
 
 def _firebase(key_file: Path | None, separator: str, rounds: int, mem_cost: int) -> Firebase | None:
@@ -163,11 +157,11 @@ def _firebase(key_file: Path | None, separator: str, rounds: int, mem_cost: int)
             key = base64.b64decode(file.read(MAX_LINE).strip(), validate=True)
         firebase = Firebase(key, base64.b64decode(separator, validate=True), rounds, mem_cost)
     except OSError as error:
-        raise TransferError(f"{key_file}: cannot be read: {error.strerror}") from None
+        raise CommandError(f"{key_file}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise TransferError("Firebase's signer key and salt separator must be base64") from None
+        raise CommandError("Firebase's signer key and salt separator must be base64") from None
     if len(key) < 32:
-        raise TransferError(f"{key_file}: a signer key has at least 32 bytes")
+        raise CommandError(f"{key_file}: a signer key has at least 32 bytes")
     return firebase
 
 
