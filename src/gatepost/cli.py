@@ -51,7 +51,7 @@ def main() -> NoReturn:
         Problem,
     ) as error:
         complain(f"gatepost: {error}")
-    except OSError as error:  # standard output is full, say
+    except OSError as error:  # for example a full disk under standard output
         complain(f"gatepost: {str(error) or repr(error)}")
     except names.InvalidName as error:
         complain(f"gatepost: the username {error}")
@@ -79,7 +79,7 @@ def run(
         if settings.webserver.workers == 1:
             WebServer(settings, migrate=migrate).run()
             return
-        # Here, since one process needs none of it: 1.5 MB.
+        # Imported here: a single process needs none of it (1.5 MB).
         from gatepost.workers import Workers  # noqa: PLC0415
 
         Workers(settings, load, migrate=migrate).run()

@@ -157,7 +157,7 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     asked = await read_body(request, PasswordChange)
     database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
     client = Client.of(request)
-    # First, since what is wrong with the new one must not cost an attempt at the current one.
+    # The new password is judged first: a mistake in it must not cost an attempt at the current password.
     policy.judge_password("new", asked.new, session.canonical, request.app[CONFIG].passwords)
 
     async def attempt() -> datetime:
@@ -170,7 +170,8 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
                 session.user_id,
                 _origin(client, session),
                 current=current,
-                # Also for a caller who has hung up since: what was hashed is judged.
+                # This runs also for a client that has hung up since: once its password is hashed, the attempt is
+                # judged.
                 new=await request.app[CREDENTIALS].create(asked.new, client.queue_share),
                 token_hash=hash_token(token),
                 place=throttle.known_place(client.place),
@@ -210,7 +211,7 @@ async def delete(request: web.Request, session: Session) -> web.Response:
 
 
 async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Once more if the password was hashed anew between its reading and its checking."""
+    """Try again once if the password was rehashed between reading its setting and comparing its digest."""
     for _ in range(2):
         with contextlib.suppress(SettingChanged):
             return await attempt()
@@ -221,7 +222,7 @@ async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
 async def _checked(
     app: web.Application, client: Client, session: Session, password: str
 ) -> AsyncIterator[password_queries.Current]:
-    """What SQL needs to decide whether this is the user's password. An attempt at it is taken from the throttles."""
+    """Take an attempt from the throttles, and hash the given password for SQL to compare."""
     credentials = app[CREDENTIALS]
     async with app[UNJUDGED].attempt(
         password_queries.find_secret, session.user_id, app[THROTTLE].for_password(session.user_id)

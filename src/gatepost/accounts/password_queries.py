@@ -45,9 +45,9 @@ async def find_secret(connection: Connection, user_id: str, buckets: Sequence[Bu
     return Secret(canonical, Setting(*setting) if setting[0] else None) if canonical else None, taken
 
 
-# Both lock the user's row first, so that a login, a change and a disabling of one user come one after the other, and
-# the second statement sees what the one before did; and the session's, for the same with a logout. `mine` is empty
-# when the session has ended meanwhile.
+# Both statements lock the user's row first. A login, a change and a disabling of one user therefore run one after the
+# other, and each sees what the one before committed. They lock the session's row too, for the same reason with a
+# logout. `mine` is empty when the session has ended meanwhile.
 _MINE = """
     SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
     SELECT FROM gatepost.sessions WHERE user_id = :id AND handle = :handle FOR KEY SHARE;

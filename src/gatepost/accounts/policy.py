@@ -46,7 +46,7 @@ def _password_errors(field: str, password: str, name: str, config: PasswordsConf
         return [FieldError(field, code, message)]
 
     too_long = error("password_too_long", f"must have at most {config.max_length} characters")
-    # First without preparing, which costs time for each character.
+    # The length of the raw text is checked first: preparing takes time for each character.
     if len(password) > SPREAD * config.max_length:
         return too_long
     try:
@@ -66,7 +66,7 @@ def _password_errors(field: str, password: str, name: str, config: PasswordsConf
 
 
 def _is_made_of(text: str, name: str) -> bool:
-    """Whether nothing is left but digits and marks once the name is taken out."""
+    """Whether the text consists of the name, digits and punctuation only."""
     name = name.casefold()
     rest = text.replace(name, "").replace(name[::-1], "")
     return rest != text and not any(character.isalpha() for character in rest)
@@ -74,7 +74,8 @@ def _is_made_of(text: str, name: str) -> bool:
 
 @cache
 def _common_passwords(min_length: int) -> frozenset[str]:
-    """Those that are long enough, 31 of 30,000 for 15 characters: what is shorter was refused before.
+    """The common passwords of at least ``min_length`` characters (31 of 30,000 for 15): a shorter one was refused
+    before.
 
     They are compared case-folded, which makes no text shorter.
     """

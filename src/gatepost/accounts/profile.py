@@ -15,7 +15,7 @@ def too_large() -> InvalidBody:
 
 
 def size(text: str) -> int:
-    """Bytes of a profile's JSON once Postgres has kept it: it gives 1e90 back as 91 digits."""
+    """Bytes of a profile's JSON as Postgres returns it: 1e90 comes back as 91 digits."""
     if "e+" in text:
         text = strict_json.encode(json.loads(text, parse_float=_whole))
     return len(text.encode())

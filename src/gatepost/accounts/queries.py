@@ -37,7 +37,9 @@ async def create(
     ip: str | None = None,
     user_agent: str | None = None,
 ) -> User:
-    """Add a user with a password, and its event. Raises UsernameTaken: Postgres judges, nobody asks first."""
+    """Add a user with a password, and its event. Raises UsernameTaken, from the unique constraint: no query asks
+    first.
+    """
     with naming({"users_canonical_key": UsernameTaken}):
         row = await _CREATE.first(
             connection,
@@ -86,7 +88,7 @@ _LOCK_PROFILE = Statement("SELECT profile FROM gatepost.users WHERE id = :id FOR
 
 
 async def lock_profile(connection: Connection, user_id: str) -> dict[str, Any] | None:
-    """The profile, kept from others until the transaction ends; None without such a user."""
+    """The profile, with its row locked until the transaction ends. None if the user is not found."""
     row = await _LOCK_PROFILE.first(connection, id=user_id)
     return row[0] if row else None
 

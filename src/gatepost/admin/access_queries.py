@@ -1,4 +1,4 @@
-"""Whether a user gets in, in SQL: a password reset to start, attempts to give back."""
+"""A user's way back in, in SQL: starting a password reset, refilling the throttles."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,7 +16,7 @@ class Reset(NamedTuple):
     lifetime: int
 
 
-# FOR KEY SHARE: a user who is deleted meanwhile is not found, instead of violating the foreign key.
+# FOR KEY SHARE: a user that is deleted at the same time counts as not found, instead of violating the foreign key.
 _START_RESET = Statement(f"""
     WITH started AS (
         INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)

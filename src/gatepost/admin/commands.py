@@ -85,7 +85,7 @@ def add(
 def _read_password(*, from_stdin: bool) -> str:
     try:
         if from_stdin:
-            # The line's end is the shell's, not the password's.
+            # The line's end comes from the shell and is no part of the password.
             return standard_input().readline().rstrip("\r\n")
         password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     except UnicodeDecodeError as error:
@@ -230,7 +230,7 @@ async def find(database: Database, name: str) -> Managed:
 
 
 def unknown(name: str) -> CommandError:
-    """What is said of a name that nobody has."""
+    """The error for a user that is not found."""
     return CommandError(f"there is no user {name!r}")
 
 

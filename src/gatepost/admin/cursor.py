@@ -1,7 +1,5 @@
-"""Where a page ended, as an opaque text: the next page begins after it.
-
-It is not signed. All it holds is a name or a number to go on after, which anybody who may ask for the list could as
-well ask for; it reaches SQL as a parameter only.
+"""Cursors for pagination, as opaque text. A cursor is not signed: it holds only the name or the number that the next
+page begins after, which a caller who may list could ask for anyway. It reaches SQL as a parameter only.
 """
 
 import base64
@@ -11,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from gatepost.errors import FieldError, InvalidBody
 
-# What is continued, and how the rest is written: another list or another way to write it takes another byte.
+# The first byte names the list and the encoding of the rest. A new list or a new encoding gets a new byte.
 _AFTER_NAME = b"\x01"
 _BEFORE_EVENT = b"\x02"
 _EVENT = ">qq"
@@ -62,7 +60,7 @@ def _decode(kind: bytes, cursor: str) -> bytes:
         content = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise _refusal() from None
-    # b64decode passes over bits that say nothing; ours has one form.
+    # b64decode ignores unused trailing bits; a cursor has one form only.
     if not content.startswith(kind) or _encode(content) != cursor:
         raise _refusal()
     return content.removeprefix(kind)

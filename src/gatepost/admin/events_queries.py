@@ -16,7 +16,8 @@ class Filter(NamedTuple):
     until: datetime | None = None
 
 
-# By time first: numbers rise with it too, but who asks for last year would walk past all of this year's.
+# Ordered by time first. Ids rise with time too, but by id a query for last year would walk past all events of this
+# year.
 _PAGE = Statement("""
     SELECT id, at, kind, user_id::text, actor_id::text, session_handle::text, host(ip), user_agent, detail
     FROM gatepost.events

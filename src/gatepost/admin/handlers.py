@@ -35,7 +35,7 @@ class Page(BaseModel):
     cursor: str | None = None
     prefix: str = Field("", max_length=128)
     disabled: Literal["true", "false"] | None = None
-    # Not only what may be given here: an import knows more.
+    # Wider than what this API accepts in a change: an import may have stored more.
     role: str | None = Field(None, max_length=64)
 
 
@@ -54,7 +54,7 @@ async def list_users(request: web.Request, _session: Session) -> web.Response:
     disabled = None if asked.disabled is None else asked.disabled == "true"
     which = queries.Filter(canonical_prefix(asked.prefix), asked.role, disabled)
     after = cursor.name(asked.cursor)
-    # One more than asked for: whether there is a next page.
+    # One row more than asked for tells whether there is a next page.
     found = await request.app[DATABASE].read(queries.page, which, after=after, most=asked.limit + 1)
     shown = found[: asked.limit]
     following = cursor.after_name(shown[-1].canonical) if len(found) > len(shown) else None

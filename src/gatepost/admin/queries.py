@@ -20,7 +20,7 @@ _REFUSALS: Mapping[str, Callable[[], Problem]] = {
     "users_profile_size_check": too_large,
 }
 
-# Not EXISTS: for that the planner may read all of `passwords` into a hash table first.
+# A scalar subquery instead of EXISTS: for EXISTS the planner may read all of `passwords` into a hash table first.
 _COLUMNS = """
     u.id::text, u.username, u.canonical, u.roles, u.profile,
     (SELECT count(*) = 1 FROM gatepost.passwords p WHERE p.user_id = u.id), u.created_at, u.disabled_at
@@ -141,8 +141,8 @@ class Change(NamedTuple):
     disabled: bool | None = None
 
 
-# The row is locked first, so that `before` is what the update meets and a login under way is over or sees the change.
-# More or fewer rights, or none any more: the epoch ends every session, also one that is just being opened.
+# The row is locked first, so that `before` is what the update changes, and a login under way either is over or sees
+# the change. New roles or disabling raise the epoch, which ends every session, also one that is just being opened.
 _CHANGE = Statement(f"""
     SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
 

@@ -1,4 +1,4 @@
-"""The record of what happened. Events are written by the statements that do what they record; here they end."""
+"""Retention of events. Events are written by the statements that do what they record; here old ones are deleted."""
 
 import contextlib
 
@@ -25,7 +25,7 @@ async def _sweep_batch(connection: Connection, retention: int, most: int) -> int
 async def sweep(database: Database, retention: int) -> int:
     """Delete events older than ``retention`` seconds, in small batches, on one node at a time; how many there were.
 
-    Does nothing where our role may not delete events: their end is then another's business. Raises
+    Does nothing where our role may not delete events: somebody else sees to retention then. Raises
     DatabaseUnavailable.
     """
     with contextlib.suppress(NotPermitted):

@@ -1,4 +1,4 @@
-"""`gatepost user sessions`, `sign-out`, `unlock`: where a user is signed in, and that it can be tried again."""
+"""`gatepost user sessions`, `sign-out`, `unlock`: list and end a user's sessions, refill the throttles."""
 
 import typer
 

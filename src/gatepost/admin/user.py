@@ -54,10 +54,8 @@ class Managed(NamedTuple):
 
 
 def canonical_prefix(text: str) -> str:
-    """How the canonical names begin that this is typed for.
-
-    The beginning of a name need not be a name: where RFC 8265 does not allow it to stand alone, its parts are
-    applied as far as they go (width, case, composition), and names that begin thus are found all the same.
+    """The canonical form of the beginning of a name. A beginning need not be a valid name: where RFC 8265 does not
+    allow it to stand alone, its width, case and composition rules are applied as far as they go.
     """
     try:
         return canonical(text) if text else ""
@@ -66,10 +64,10 @@ def canonical_prefix(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """As UTF-8 has it: a shell hands on whatever bytes it was given."""
+    """Valid UTF-8: a shell passes on any bytes."""
     return text.encode("utf-8", "replace").decode()
 
 
 def new_code() -> str:
-    """A reset code: 128 random bits, in characters that survive a telephone."""
+    """A reset code: 128 random bits, in characters that can be read out over a telephone."""
     return secrets.token_hex(16)

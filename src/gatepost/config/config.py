@@ -19,7 +19,7 @@ from gatepost.config.sections import (
     WebServerConfig,
 )
 
-# Of its 100: some are for commands, some for the superuser.
+# Of Postgres' 100 connections: the rest is for commands and for the superuser.
 EMBEDDED_CONNECTIONS = 90
 
 
@@ -74,7 +74,7 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but what is passed: only `reading` looks at the environment."""
+        """Only what is passed. `reading` looks at the environment."""
         return (init_settings,)
 
     @classmethod

@@ -55,7 +55,7 @@ def _secrets(model: type[BaseSettings]) -> dict[str, Any]:
     secrets_dir = os.environ.get("GATEPOST_SECRETS_DIR")
     if not secrets_dir:
         return {}
-    os.scandir(secrets_dir).close()  # pydantic-settings takes one that it may not look into for an empty one
+    os.scandir(secrets_dir).close()  # pydantic-settings takes a directory that it may not read for an empty one
     return NestedSecretsSettingsSource(
         SecretsSettingsSource(model),
         secrets_dir=secrets_dir,

@@ -21,12 +21,12 @@ def _from_text(value: Any) -> Any:
 # NoDecode: pydantic-settings would parse the text itself, and not name the key when that fails.
 FROM_TEXT = (BeforeValidator(_from_text), NoDecode)
 
-# U+0000, and what is left of bytes that are no UTF-8.
+# U+0000, and lone surrogates, which stand for bytes that are not UTF-8.
 _UNUSABLE = re.compile("[\\0\ud800-\udfff]")
 
 
 def refuse_unusable_text(value: Any) -> Any:
-    """The value, unless there is text in it that can be no file's name and nothing that Postgres is told."""
+    """The value. Raises ValueError for text that no file name and no Postgres value can contain."""
     match value:
         case dict():
             refuse_unusable_text(tuple(value.values()))

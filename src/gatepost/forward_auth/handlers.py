@@ -18,7 +18,7 @@ _AMBIGUOUS = re.compile(
     r"[\\#\x00-\x20\x7f]|//|%(?:2f|5c|7f|[01][0-9a-f])|%25(?:2e|2f|5c)|(?:^|/)(?:\.|%2e){1,2}(?:[/;]|%3b|$)",
     re.IGNORECASE,
 )
-# What stands for itself in a header: printable ASCII. All else is percent-encoded UTF-8.
+# Printable ASCII is sent as it is in a header; everything else is percent-encoded UTF-8.
 _NAME = "".join(map(chr, range(0x21, 0x7F))).replace("%", "")
 _ROLE = _NAME.replace(",", "")
 
@@ -56,7 +56,7 @@ async def forward(request: web.Request) -> web.Response:
         headers={
             "Remote-User": quote(session.canonical, safe=_NAME),
             "Remote-User-Id": session.user_id,
-            # Also when there are none: a header that we do not send is one that a careless proxy lets through.
+            # Sent also when there are no roles: a careless proxy would pass on the client's own header instead.
             "Remote-Roles": ",".join(quote(role, safe=_ROLE) for role in session.roles),
             "Remote-Session": session.handle,
         }

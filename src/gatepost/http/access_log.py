@@ -1,4 +1,4 @@
-"""What is seen of each request: a line in the log and a mark in the metrics."""
+"""The access log: for each request a log line and a count in the metrics."""
 
 import re
 import uuid
@@ -24,10 +24,8 @@ _SOUND = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 def name_request(request: web.BaseRequest, response: web.StreamResponse) -> str:
-    """Give the answer its request's name in ``X-Request-ID``, once; return it.
-
-    It is what the client calls it, where that can be printed: nothing is decided by it, and it ties our line to one
-    of the service that asked.
+    """Set ``X-Request-ID`` on the answer, once, and return it. The client's own id is kept where it is printable:
+    nothing is decided by it, and it connects our log line with one of the calling service.
     """
     if REQUEST_ID in response.headers:
         return response.headers[REQUEST_ID]
@@ -37,7 +35,7 @@ def name_request(request: web.BaseRequest, response: web.StreamResponse) -> str:
 
 
 class _Series(NamedTuple):
-    """Requests of one route, method and status: looked up once, since that costs more than to count."""
+    """Requests of one route, method and status. Looked up once, since a look-up costs more than counting."""
 
     route: str
     method: str
@@ -48,23 +46,23 @@ class _Series(NamedTuple):
 
 
 class Observer:
-    """Sees the requests of one server. ``checks``: whether those that are asked all the time get a line as well."""
+    """Logs and counts the requests of one server. ``checks``: whether frequent checks get a log line as well."""
 
     def __init__(self, metrics: Metrics, *, checks: bool) -> None:
         self._metrics = metrics
         self._checks = checks
-        self._durations = cache(metrics.requests)  # of one kind may be several statuses
+        self._durations = cache(metrics.requests)  # several statuses share one series
         self._series: dict[tuple[web.AbstractResource | None, str, int], _Series] = {}
 
     def saw(
         self, request: web.Request, response: web.StreamResponse, seconds: float, problem: Problem | None = None
     ) -> None:
-        """Note a request that was answered after ``seconds``, where it was refused because of ``problem``."""
+        """Log and count a request that was answered after ``seconds``. ``problem``: why it was refused, if it was."""
         key = (request.match_info.route.resource, request.method, response.status)
         series = self._series.get(key)
         if series is None:
             series = self._new(request, response.status)
-            if request.method in _METHODS and key[0] is not None:  # else there is no end to them
+            if request.method in _METHODS and key[0] is not None:  # otherwise clients could make any number of series
                 self._series[key] = series
         durations = series.durations
         durations.counts[bisect_left(BUCKETS, seconds)] += 1
@@ -97,7 +95,7 @@ class Observer:
             self._durations(route, method, f"{status // 100}xx"),
             login,
             note.event if status < 400 else None,
-            # A check that is refused is a visitor who has not signed in; whoever wants can make 15,000 a second.
+            # A refused check is a visitor who has not signed in. Anybody can send 15,000 of them a second.
             told=self._checks or not note.check or status >= 500,
         )
 
@@ -108,7 +106,7 @@ def _tell(line: dict[str, Any], problem: Problem | None, kind: str | None) -> No
     if problem:
         line["code"] = problem.code
     if isinstance(problem, Unavailable):
-        # What is wrong on our side is for the log; the client is told only what it can do.
+        # The cause of a server error goes into the log; the client is told only what it can do.
         log.warning("request", **line, reason=problem.detail)
     elif problem and problem.status >= 500:
         log.error("request", **line, exc_info=problem.__cause__)

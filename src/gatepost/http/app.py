@@ -1,4 +1,6 @@
-"""HTTP, the part that every feature shares: reading a body and a token, and where errors end."""
+"""The application: the keys of its parts, the middleware that renders errors, mounting routes, reading bodies and
+queries.
+"""
 
 import asyncio
 import logging
@@ -48,7 +50,7 @@ FOR_OPERATORS = web.AppKey("for_operators", bool)
 """Whether the address is for operators alone."""
 
 MAX_BODY = 8192
-MAX_FIELD_ERRORS = 20  # a body of many wrong keys gets no answer many times its size
+MAX_FIELD_ERRORS = 20  # an answer must not be many times the size of a body with many wrong keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -70,7 +72,7 @@ def render(problem: Problem) -> web.Response:
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "code": problem.code,
-        # What is wrong on our side is for the log; the client is told only what it can do.
+        # The cause of a server error goes into the log; the client is told only what it can do.
         "detail": problem.detail if problem.status < 500 else type(problem).__doc__,
     }
     if problem.fields:
@@ -87,16 +89,16 @@ def render(problem: Problem) -> web.Response:
 
 
 def problems(observer: Observer) -> Middleware:
-    """Where every error ends, in one shape and one place; and where every request is seen by ``observer``."""
+    """The middleware that turns every error into a problem document and tells ``observer`` of every request."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         began = time.perf_counter()
         try:
             if strict_json.BAD_CHARACTER.search(request.path):
-                raise NotFound  # nothing has such a name, and Postgres must not be asked
+                raise NotFound  # no resource has such a path, and Postgres cannot take the character
             response = await handler(request)
-        # Its caller has gone. It may have cost an attempt at a password, so it is not passed over.
+        # The client has gone. The request is logged all the same: it may have cost an attempt at a password.
         except (asyncio.CancelledError, ConnectionError):
             observer.saw(request, web.Response(status=ABANDONED), time.perf_counter() - began)
             raise
@@ -105,12 +107,12 @@ def problems(observer: Observer) -> Middleware:
         observer.saw(request, response, time.perf_counter() - began)
         return response
 
-    # By itself: a frame of the traceback that named the error would be garbage that only a collection finds.
+    # A function of its own: a frame of the traceback that names the error would be a reference cycle.
     def refuse(request: web.Request, error: Exception, began: float) -> web.Response:
         problem = _problem(error)
         response = render(problem)
         observer.saw(request, response, time.perf_counter() - began, problem)
-        if request.writer.output_size > 0:  # an answer in pieces: that it breaks off is all its client can be told
+        if request.writer.output_size > 0:  # a streamed answer can only be broken off
             raise ConnectionError("an answer has begun already")
         return response
 
@@ -120,7 +122,7 @@ def problems(observer: Observer) -> Middleware:
 def _problem(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
-    if isinstance(error, web.HTTPException):  # aiohttp's own: for a target that is no path, say
+    if isinstance(error, web.HTTPException):  # aiohttp's own, for example for a target that is not a path
         found = NotFound() if error.status == 404 else BadRequest(error.reason)
         found.status = error.status
         return found
@@ -133,7 +135,7 @@ class QuietLogger(logging.LoggerAdapter[logging.Logger]):
     """For aiohttp's own messages: without the traceback, which quotes the bytes that were sent."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log the exception's type in place of it; what a client got wrong is no error of ours."""
+        """Log the type of an exception instead of the exception. A client's mistake is logged as debug."""
         error = kwargs.pop("exc_info", None)
         if isinstance(error, HttpProcessingError):
             level = logging.DEBUG
@@ -242,7 +244,7 @@ async def _read(request: web.Request) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise BodyTooLarge(f"The body has more than {MAX_BODY} bytes.") from None
-    except ConnectionError:  # nobody is left to read the answer; it is not our error either
+    except ConnectionError:  # the client has gone; it is not a server error
         raise BadRequest("The body broke off.", code="body_incomplete") from None
 
 
@@ -286,5 +288,6 @@ _MESSAGES = {
 
 def _field_error(error: Any) -> FieldError:
     code = _CODES.get(error["type"], error["type"])
-    message = _MESSAGES.get(code, error["msg"].removeprefix("Value error, "))  # pydantic's word for a rule of ours
+    # pydantic's prefix for a ValueError that a validator of ours raised.
+    message = _MESSAGES.get(code, error["msg"].removeprefix("Value error, "))
     return FieldError(".".join(map(str, error["loc"])), code, message)

@@ -85,7 +85,8 @@ def _address(request: web.Request) -> addresses.Address | None:
         return peer
     trusted = request.app[CONFIG].webserver.trusted_proxies
     if not trusted and peer.is_private:
-        # A proxy of our own that is not trusted makes all its clients one, and each of them can shut the others out.
+        # Behind a proxy that is not trusted all clients share one address, and each can use up the attempts of all
+        # others.
         request.app[UNTRUSTED_PROXY].give(
             "X-Forwarded-For of a private address is not believed: a proxy for webserver.trusted_proxies?"
         )

@@ -1,7 +1,7 @@
 """One client's connection: how long it may take, and answers to what is no HTTP.
 
 aiohttp has a deadline for idle connections only. Here each connection has one timer more, armed while something is
-unfinished. Whatever comes out of the parser is heard of by the queue that it is put into (`_aiohttp.Protocol`).
+unfinished. The queue of requests reports whatever comes out of the parser (`_aiohttp.Protocol`).
 """
 
 import asyncio
@@ -19,19 +19,19 @@ from gatepost.http.app import MAX_BODY, add_common_headers, render
 from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
 
-# Bytes read of a connection in one go; asyncio's own 256 KB hold 40,000 chunks of one byte, and are parsed before
-# anybody else has a turn: 400 such clients took 6 s and 260 MB.
+# Bytes read from a connection in one turn of the event loop. asyncio's default of 256 KB holds 40,000 chunks of one
+# byte, which are parsed before another connection has its turn: 400 such clients took 6 s and 260 MB.
 _READ, _READ_CHUNKED = 4096, 1024
-# Bytes of a chunked body with what is around its chunks: six times its data where each has one byte.
+# Bytes of a chunked body with its framing: six times its data if each chunk has one byte.
 MAX_CHUNKED = 10 * MAX_BODY
 
 _NEVER = math.inf
 _SPREAD = 0.1  # of a deadline
-# Seconds that a body may take before it is as good a reason to be closed, where there are too many, as to be idle.
+# Seconds after which a connection that waits for a body may be closed to make room, as an idle one may.
 _PATIENCE = 5.0
-# When stopping, bodies may come for this part of the time that is left: what then remains is for their answers.
+# The share of the shutdown timeout in which bodies may still arrive. The rest is for their answers.
 _STILL_COME = 0.8
-_LOOK = 0.05  # seconds between two looks whether they have
+_LOOK = 0.05  # seconds between two checks whether bodies have arrived
 
 
 class Connection(Protocol):
@@ -61,12 +61,13 @@ class Connection(Protocol):
         self._config = config
         self._timer: asyncio.TimerHandle | None = None
         self._send_by = _NEVER
-        # The body of the request that came last, the only one that may be on its way: it has a deadline meanwhile.
+        # The body of the last request. It is the only body that may still be arriving, and then has a deadline.
         self._body: StreamReader = EMPTY_PAYLOAD
         self._body_by = _NEVER
-        # When headers must be whole, and how many requests had come before them: once one more has come, they are.
+        # The deadline of headers, and the number of requests before them: when it has grown, the headers are
+        # complete.
         self._headers_by, self._headers_of = _NEVER, 0
-        self._silent = True  # nothing has come at all
+        self._silent = True  # no byte has arrived yet
         self._chunked_left = _NEVER
         self.address: bytes | None = None
         self.waiting: asyncio.Task[Any] | None = None
@@ -78,14 +79,14 @@ class Connection(Protocol):
         """A client is there, or is turned away."""
         self.address = network(transport.get_extra_info("peername"), self._config.trusted_proxies)
         if not self._admission.admit(self, self.address, self.loop.time()):
-            # At once and without a word: an answer would cost more than the client's attempt did, and a reset would
-            # overtake it, since the request is there already and not read.
+            # Closed at once, without an answer. An answer would cost more than the attempt did, and the reset that
+            # follows from the unread request would overtake it.
             self.turn_away(transport)
             return
         super().connection_made(transport)
         self._read_slowly(False)
         assert self.transport is not None
-        # Tell us whenever something is left unsent, not only 64 KB.
+        # `pause_writing` is called for any unsent byte, not only for 64 KB.
         self.transport.set_write_buffer_limits(high=0)
         self._headers_by = self._allow(self._config.header_timeout)
 
@@ -101,7 +102,7 @@ class Connection(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is the client's turn: nothing is asked, or not all of it is here."""
+        """Whether we wait for the client: for a request, or for the rest of one."""
         return self.is_idle or not (self._body.is_eof() or self.is_queued)
 
     @property
@@ -118,8 +119,10 @@ class Connection(Protocol):
         return not self._body.is_eof() and not self.is_answered
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's)
-        """End within ``timeout`` seconds. A body that is on its way may still come: aiohttp would read no more."""
-        assert timeout is not None  # ours says it
+        """End within ``timeout`` seconds. The rest of a body may still arrive first; aiohttp would stop reading at
+        once.
+        """
+        assert timeout is not None  # our runner always passes it
         began = self.loop.time()
         while self.is_receiving and self.loop.time() < began + _STILL_COME * timeout:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK)
@@ -130,9 +133,9 @@ class Connection(Protocol):
     # ------------------------------------------------------------------------------------------ deadlines
 
     def on_request(self, message: Any, body: StreamReader) -> None:
-        """Give a body that is still on its way its deadline."""
+        """Give a body that is not complete its deadline."""
         if not self._body.is_eof():
-            self.drop_last()  # only an error can follow a body that is not whole, and it is that request's answer
+            self.drop_last()  # only a parser error follows an incomplete body; the request's own answer tells it
             self._fail(_broke_off())
             return
         self._body = body
@@ -145,7 +148,9 @@ class Connection(Protocol):
             self._fail(_broke_off())
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser. Bytes of which no request came, and which are of no body, begin one."""
+        """Feed the parser. Bytes outside of a body that do not complete a request begin one, which gets a
+        deadline.
+        """
         requests, begin = self.requests_begun, self._body.is_eof()
         super().data_received(data)
         if not self._body.is_eof():
@@ -161,9 +166,8 @@ class Connection(Protocol):
                 self._headers_by = self._allow(self._config.header_timeout)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio's says so, aiohttp's is None
-        """The client sends no more. What it has asked is answered first: it may still be there, and read.
-
-        It may also have gone, which looks the same: no password is hashed for it.
+        """The client has sent a FIN. Its requests are answered first: it may still read. It may also have gone, which
+        looks the same, so no password is hashed for it.
         """
         self.ended = True
         if self.waiting is not None:
@@ -183,31 +187,34 @@ class Connection(Protocol):
         self.read_at_most(_READ_CHUNKED if chunked else _READ)
 
     def _allow(self, seconds: float) -> float:
-        """The time at which so many seconds are over; `_look` is called by then."""
-        # Those who came together are not given up together: 2,000 answers at once would hold up everybody else.
+        """A deadline in ``seconds``, at which `_look` is called."""
+        # Deadlines are spread: connections that began together would otherwise end together, and 2,000 answers at
+        # once would delay all other requests.
         due = self.loop.time() + jitter(seconds, 1 - _SPREAD, 1)
         self._arm(due)
         return due
 
     def pause_writing(self) -> None:
-        """The client does not take its answer as fast as we send."""
+        """The client reads its answer more slowly than we send it."""
         super().pause_writing()
         self._send_by = self._allow(self._config.body_timeout)
         self._admission.wait(self)
 
     def resume_writing(self) -> None:
-        """It has taken all."""
+        """The client has read everything."""
         super().resume_writing()
         self._send_by = _NEVER
         self._admission.go_on(self)
 
     def cut_off(self) -> None:
-        """End it, whatever is on its way; `close` would go on waiting for the client."""
+        """Close the connection at once; `close` would wait until the client has read what is buffered."""
         assert self.transport_until_lost is not None
         self.transport_until_lost.abort()
 
     def _arm(self, due: float) -> None:
-        """Look again when it is due. A timer that finds nothing is cheaper than ending it with each request."""
+        """Call `_look` at ``due``. A timer that finds nothing to do is cheaper than cancelling it for each
+        request.
+        """
         if self._timer is not None:
             if self._timer.when() <= due:
                 return
@@ -216,7 +223,7 @@ class Connection(Protocol):
 
     @property
     def _due(self) -> float:
-        """When the first of what is unfinished must be finished."""
+        """The earliest deadline of whatever is unfinished."""
         body_by = _NEVER if self._body.is_eof() else self._body_by
         headers_by = self._headers_by if self._headers_of == self.requests_begun else _NEVER
         return min(self._send_by, body_by, headers_by)
@@ -230,7 +237,7 @@ class Connection(Protocol):
         if self._due <= now:
             if not self._body.is_eof():
                 self._fail(RequestTimeout())
-            elif not self.is_idle:  # the headers are behind a request that we have not answered yet
+            elif not self.is_idle:  # pipelined headers behind a request that is not answered yet
                 self._headers_by = now + self._config.header_timeout
             elif self._silent:
                 self._headers_of = -1
@@ -241,14 +248,14 @@ class Connection(Protocol):
             self._arm(self._due)
 
     def _fail(self, problem: Problem) -> None:
-        """The body of a request does not come; ``problem`` is what its handler is told that reads it."""
+        """Give a body up: the handler that reads it gets ``problem``."""
         if not self.is_answered:
             self._body.set_exception(problem)
         self.close_behind_last()
         self._body.feed_eof()
 
     def _refuse(self, problem: Problem) -> None:
-        """The headers of a request do not come; ``problem`` is the answer."""
+        """Give headers up: ``problem`` is the answer."""
         self._headers_of = -1
         self.answer_with_error(problem.status, problem)
 
@@ -261,7 +268,7 @@ class Connection(Protocol):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 (it quotes what was sent)
     ) -> web.StreamResponse:
-        """Answer, in our own shape, what never became a request, and close."""
+        """Answer what never became a request with a problem document, and close."""
         if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
             raise ConnectionError("nobody is there, or an answer has begun already")
         if isinstance(exc, HttpProcessingError):

@@ -1,4 +1,4 @@
-"""How many connections there may be, in all and from one address; and how much of answers that nobody takes."""
+"""Connection limits: how many in all and from one address, and how many bytes of unread answers."""
 
 import contextlib
 import math
@@ -12,14 +12,16 @@ from gatepost.telemetry.logs import log
 
 # On the operators' own address.
 OPERATOR_CONNECTIONS = 100
-# Open files that are no client's connection: the operators', ours, and those just accepted and about to be closed
-# (asyncio takes 128 in one go, and closes them two turns of its loop later).
+# Open files that are not client connections: the operators' connections, our own files, and connections that were
+# just accepted and will be closed (asyncio accepts 128 in one turn of the event loop, and closes them two turns
+# later).
 SPARE_DESCRIPTORS = 512 + OPERATOR_CONNECTIONS
-# Answers that may wait at once for clients to take them, and their bytes: of all clients, and of one address.
+# Unread answers: how many there may be, and how many bytes, of all clients and of one address.
 MAX_UNTAKEN = 256
 MAX_UNTAKEN_BYTES = 32 << 20
 MAX_UNTAKEN_BYTES_PER_ADDRESS = 4 << 20
-# At the limit, this part of it is freed at once, so that looking for who is idle costs little for each newcomer.
+# At the limit this share of it is freed at once, so that the search for idle connections costs little for each new
+# one.
 _ROOM = 16
 
 
@@ -33,7 +35,7 @@ def admissible(config: Config) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted + others:
         needed = wanted + others if hard == resource.RLIM_INFINITY else min(hard, wanted + others)
-        with contextlib.suppress(ValueError, OSError):  # macOS has one more limit, and says so here
+        with contextlib.suppress(ValueError, OSError):  # macOS has a further limit, and raises here
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
             soft = needed
         if soft < wanted + others:
@@ -58,11 +60,11 @@ class Member(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is the client's turn: nothing is asked, or not all of it is here."""
+        """Whether we wait for the client: for a request, or for the rest of one."""
 
     @property
     def waiting_since(self) -> float:
-        """A time that grows with how lately that began."""
+        """When that began: only the order of these times counts."""
 
     def force_close(self) -> None:
         """End it."""
@@ -148,7 +150,9 @@ class Admission(Generic[T]):
                 del self._of_address[address]
 
     def wait(self, member: T) -> None:
-        """An answer begins to wait; where too much does, the clients that have had most time are cut off."""
+        """An answer is not read at once. When there are too many, the clients that have had the most time are cut
+        off.
+        """
         self.untaken[member] = None
         if member.address is not None:
             of_one = [each for each in self.untaken if each.address == member.address]
@@ -166,7 +170,7 @@ class Admission(Generic[T]):
             longest.cut_off()
 
     def go_on(self, member: T) -> None:
-        """It waits no more."""
+        """The answer was read."""
         self.untaken.pop(member, None)
 
 

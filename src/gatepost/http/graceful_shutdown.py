@@ -1,8 +1,7 @@
-"""Serving until told to stop, and stopping so that nothing that was accepted goes unanswered.
-
-First `/health/ready` turns false and every answer says ``Connection: close``. Then nobody new is let in. Whoever is
-in has a moment for one more request, and is told with its answer that it was the last. Only then are connections
-closed: one that is closed without a word may have a request on its way, which nobody would answer (RFC 9112 §9.5).
+"""Graceful shutdown: every request on an accepted connection is answered. First `/health/ready` turns 503 and every
+answer says ``Connection: close``. Then the listener closes. Open connections have a moment for one more request,
+whose answer says that it is the last. Only then are idle connections closed: a client may have sent a request on one
+just before, which would stay unanswered (RFC 9112 §9.5).
 """
 
 import asyncio
@@ -27,13 +26,14 @@ T = TypeVar("T")
 
 # Connections accepted in one turn of the event loop: aiohttp's default.
 ACCEPTS = 128
-# Seconds that an idle connection is kept open while stopping, at most: a pool that uses it learns that it closes.
+# Seconds for which an idle connection is kept open while stopping: a client's pool that uses it learns that it
+# closes.
 LINGER = 1.0
 # Turns of the event loop from accepting a connection to telling aiohttp of it: two, and one to spare.
 _TURNS = 3
-# Seconds for handshakes that are under way.
+# Seconds for TCP handshakes that have begun.
 _HANDSHAKE = 0.02
-# Seconds between two looks at whether all have gone.
+# Seconds between two checks whether all connections are closed.
 _LOOK = 0.02
 
 
@@ -53,13 +53,13 @@ class Stopping:
         return self._told.is_set()
 
     def begin(self, *, leaving: bool = True, delay: float = 0.0) -> None:
-        """Stop; said again, nothing changes."""
+        """Begin to stop. A second call changes nothing."""
         if not self.begun:
             self.leaving, self.delay = leaving, delay
             self._told.set()
 
     async def unless(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Do the work; cancel it when told to stop meanwhile, and return None."""
+        """The result of ``work``. Cancels it and returns None when stopping begins meanwhile."""
         task, told = asyncio.ensure_future(work), asyncio.ensure_future(self._told.wait())
         try:
             await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
@@ -72,7 +72,7 @@ class Stopping:
         return None if task.cancelled() else task.result()
 
     async def wait(self) -> None:
-        """Until told."""
+        """Wait until stopping begins."""
         await self._told.wait()
 
     async def close_connection(self, _request: web.Request, response: web.StreamResponse) -> None:
@@ -89,15 +89,15 @@ def on_signals(stopping: Stopping, delay: float) -> None:
     count as stopped on purpose (systemd: `Restart=on-failure`). In a terminal it says that the terminal is gone.
     """
     loop = asyncio.get_running_loop()
-    terminal = os.isatty(0)  # one that is gone is none
+    terminal = os.isatty(0)  # a terminal that was closed does not count
 
     def stop(number: int, _frame: object) -> None:
         if stopping.begun:
-            os._exit(128 + number)  # an embedded Postgres ends by itself then
+            os._exit(128 + number)  # its watcher then stops an embedded Postgres
         loop.call_soon_threadsafe(partial(stopping.begin, delay=delay))
 
     def hang_up(_number: int, _frame: object) -> None:
-        if stopping.begun:  # a terminal may say it twice
+        if stopping.begun:  # a terminal may send it twice
             return
         if terminal:
             loop.call_soon_threadsafe(partial(stopping.begin, delay=delay))
@@ -105,7 +105,7 @@ def on_signals(stopping: Stopping, delay: float) -> None:
             warning = "SIGHUP is passed over: one process cannot read its configuration again, restart it"
             loop.call_soon_threadsafe(log.warning, warning)
 
-    # Not through the loop: it is deaf while it waits for threads at the end.
+    # Not `loop.add_signal_handler`: the event loop runs no callback while it waits for threads at the end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     signal.signal(signal.SIGHUP, hang_up)
@@ -129,8 +129,9 @@ async def serve(
     try:
         site = web.SockSite(runner, sock, backlog=accepts)
         await site.start()
-        # asyncio accepts as many in one go as it lets wait; a flood needs more waiting, or attempts of others are
-        # dropped and come again a second later (measured: a health check took 2.2 s).
+        # asyncio uses one number for the connections accepted in one turn and for the listen backlog. A flood needs a
+        # longer backlog: otherwise the kernel drops other clients' SYNs, which come again a second later (measured: a
+        # health check took 2.2 s).
         sock.listen(BACKLOG)
         ready()
         await stopping.wait()
@@ -166,10 +167,9 @@ _SO_ATTACH_FILTER = 26
 
 
 def _let_nobody_knock(sock: socket.socket) -> None:
-    """Have nobody new begin to connect, so that none who has done so comes between our last accept and the end.
-
-    They would be reset, with their first request sent; who knocks in vain knocks again a second later and is refused.
-    The socket may be shared: only where all leave. On other systems than Linux, nothing happens.
+    """Drop new SYNs, so that no handshake completes between our last accept and the closing of the listener: such a
+    connection would be reset with its first request sent. A client whose SYN is dropped sends it again a second
+    later, and is refused. The listener may be shared, so only when all processes stop. Linux only.
     """
     if sys.platform != "linux" or sock.family == socket.AF_UNIX:
         return
@@ -183,7 +183,7 @@ def _let_nobody_knock(sock: socket.socket) -> None:
 
 
 def _take_what_waits(runner: web.AppRunner, sock: socket.socket) -> list["asyncio.Task[Any]"]:
-    """Accept whoever has connected: closing the listener would reset them. Nothing runs between this and that."""
+    """Accept all connections in the backlog: closing the listener would reset them. Nothing else runs in between."""
     loop, server = asyncio.get_running_loop(), runner.server
     assert server is not None
     taken = []

@@ -1,4 +1,4 @@
-"""What a handler takes and gives, noted beside it in its own types; the OpenAPI document is made from these notes."""
+"""What a handler takes and returns, declared beside it with its own types. The OpenAPI document is made from it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -32,7 +32,9 @@ class Server(web.Server):
         self.admission = admission
 
     def pre_shutdown(self) -> None:
-        """Close connections, or have them close with their answer. Those on which a body is coming wait for it."""
+        """Close idle connections, and let others close with their answer. A connection that receives a body may
+        finish it.
+        """
         for connection in cast("list[Connection]", self.connections):
             if not connection.is_receiving:
                 connection.close()
@@ -62,7 +64,7 @@ class Runner(_aiohttp.Runner):
         super().__init__(
             app,
             access_log=None,
-            auto_decompress=False,  # bodies are never decompressed: an encoded one is refused unread
+            auto_decompress=False,  # a compressed body is refused unread
             logger=QuietLogger(logging.getLogger("gatepost"), {}),
             keepalive_timeout=self._config.keepalive_timeout,
             shutdown_timeout=self._config.shutdown_timeout if shutdown_timeout is None else shutdown_timeout,

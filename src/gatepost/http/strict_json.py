@@ -1,4 +1,4 @@
-"""Strict JSON: what two parsers could read in two ways is refused, and so is what Postgres cannot keep."""
+"""Strict JSON: text that two parsers could read differently is refused, and so is text that Postgres cannot store."""
 
 import json
 import re
@@ -13,7 +13,7 @@ MAX_DEPTH = 16
 # must be taken again: jsonb writes 1e308 as 309 digits, and 1e-308 as 310 characters and its own digits.
 MAX_NUMBER = 400
 
-# Compact, and one for all: json.dumps() would make one each time.
+# One compact encoder: json.dumps() would create one for each call.
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 # What Postgres cannot keep: U+0000 and lone surrogates.

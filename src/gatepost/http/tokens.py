@@ -62,7 +62,8 @@ def session_token(request: web.Request, asked: Asked | None = None) -> str:
 
 
 def _session_cookie(request: web.Request, host: str) -> tuple[str, str] | None:
-    """Name and token of the session cookie. Two of one name with different values are none: a browser has one.
+    """Name and token of the session cookie. Two cookies of one name with different values count as none: a browser
+    sends one.
 
     The header is split here, by RFC 6265: aiohttp's parser also ends a cookie at a space, lets a quote run on over
     the semicolon and strips any Unicode space, so that a cookie which a neighbouring subdomain may set would pose
