@@ -9,10 +9,10 @@ import pytest
 
 from gatepost.config import Config
 from gatepost.errors import DatabaseUnavailable, InvalidBody, Overloaded, Problem, WrongPassword
-from gatepost.http.app import UNJUDGED
+from gatepost.http.app import REFUNDS
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.security import throttle
-from gatepost.security.refunds import Unjudged
+from gatepost.security.refunds import Refunds
 from gatepost.security.throttle import Taken
 from gatepost.server import WebServer
 from tests.conftest import rows
@@ -23,17 +23,17 @@ SOON = 300
 
 
 @pytest.fixture
-def unjudged(database: Database) -> Unjudged:
-    return Unjudged(database)
+def refunds(database: Database) -> Refunds:
+    return Refunds(database)
 
 
 async def take(database: Database, *names: str) -> Taken:
     return (await database.read(throttle.take, sorted(map(bucket, names))))[1]
 
 
-async def end(unjudged: Unjudged, taken: Taken, outcome: BaseException) -> None:
+async def end(refunds: Refunds, taken: Taken, outcome: BaseException) -> None:
     with pytest.raises(type(outcome)):
-        async with unjudged._unless_judged(taken):
+        async with refunds._unless_judged(taken):
             raise outcome
 
 
@@ -63,28 +63,28 @@ async def no_connection_free(database: Database) -> AsyncIterator[None]:
     ],
 )
 async def test_an_attempt_that_was_not_judged_is_given_back(
-    database: Database, unjudged: Unjudged, dsn: Dsn, outcome: Problem, at_once: bool, in_the_end: bool
+    database: Database, refunds: Refunds, dsn: Dsn, outcome: Problem, at_once: bool, in_the_end: bool
 ) -> None:
-    await end(unjudged, await take(database, "a"), outcome)
+    await end(refunds, await take(database, "a"), outcome)
     assert (ahead(dsn)[0] < SOON) is at_once
-    await unjudged.write()
+    await refunds.write()
     assert (ahead(dsn)[0] < SOON) is in_the_end
 
 
 @pytest.mark.deadlines
 @pytest.mark.parametrize("outcome", [Overloaded(), DatabaseUnavailable()])
 async def test_while_no_connection_is_free_attempts_are_held_and_given_back_afterwards_once(
-    database: Database, unjudged: Unjudged, dsn: Dsn, outcome: Problem
+    database: Database, refunds: Refunds, dsn: Dsn, outcome: Problem
 ) -> None:
     for _ in range(2):
         taken = await take(database, "a", "b")
         async with no_connection_free(database):
-            await end(unjudged, taken, outcome)
+            await end(refunds, taken, outcome)
             with pytest.raises(DatabaseUnavailable):
-                await unjudged.write()
+                await refunds.write()
     await take(database, "a")
     for _ in range(2):
-        await unjudged.write()
+        await refunds.write()
         used_a, used_b = sorted(ahead(dsn), reverse=True)
         assert abs(used_a - HOUR.every) < SOON
         assert used_b < SOON
@@ -92,23 +92,23 @@ async def test_while_no_connection_is_free_attempts_are_held_and_given_back_afte
 
 @pytest.mark.deadlines
 async def test_a_bucket_that_somebody_has_locked_is_given_back_to_when_it_is_free(
-    database: Database, unjudged: Unjudged, dsn: Dsn
+    database: Database, refunds: Refunds, dsn: Dsn
 ) -> None:
     first, second = await take(database, "a"), await take(database, "a")
-    await end(unjudged, first, DatabaseUnavailable())
+    await end(refunds, first, DatabaseUnavailable())
     with contextlib.closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as holder:
         holder.cursor().execute("SELECT FROM gatepost.throttles FOR UPDATE")
-        writing = asyncio.create_task(unjudged.write())
+        writing = asyncio.create_task(refunds.write())
         await asyncio.sleep(0)  # it is on its way
-        await end(unjudged, second, DatabaseUnavailable())
+        await end(refunds, second, DatabaseUnavailable())
         with pytest.raises(DatabaseUnavailable):
             await writing
-    await unjudged.write()
+    await refunds.write()
     assert ahead(dsn)[0] < SOON
 
 
 async def test_it_is_not_tried_again_when_nobody_knows_what_became_of_the_commit(
-    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+    database: Database, refunds: Refunds, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = throttle.give_back
 
@@ -117,49 +117,49 @@ async def test_it_is_not_tried_again_when_nobody_knows_what_became_of_the_commit
         rows(dsn, "SELECT pg_terminate_backend(%s, 60000)", connection.connection.raw.get_backend_pid())
 
     monkeypatch.setattr(throttle, "give_back", and_the_server_goes)
-    await end(unjudged, await take(database, "a"), DatabaseUnavailable())
+    await end(refunds, await take(database, "a"), DatabaseUnavailable())
     with pytest.raises(DatabaseUnavailable):
-        await unjudged.write()
-    assert unjudged._held == {}
+        await refunds.write()
+    assert refunds._held == {}
 
 
 async def test_what_has_come_back_by_itself_does_not_come_back_again(
-    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+    database: Database, refunds: Refunds, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or guesses that were made since would be forgotten."""
     for name in ("a", "b"):
-        await end(unjudged, await take(database, name), DatabaseUnavailable())
-    now = unjudged._held[bucket("a").key][1]
+        await end(refunds, await take(database, name), DatabaseUnavailable())
+    now = refunds._held[bucket("a").key][1]
     monkeypatch.setattr("gatepost.security.refunds.time.monotonic", lambda: now + 3000)
     later(dsn, 3000)
-    await unjudged.write()
+    await refunds.write()
     assert all(abs(seconds) < SOON for seconds in ahead(dsn))
-    await end(unjudged, await take(database, "a", "b"), DatabaseUnavailable())
+    await end(refunds, await take(database, "a", "b"), DatabaseUnavailable())
     monkeypatch.setattr("gatepost.security.refunds.time.monotonic", lambda: now + DAY)
     before = ahead(dsn)
-    await unjudged.write()
+    await refunds.write()
     assert [abs(a - b) < SOON for a, b in zip(before, ahead(dsn), strict=True)] == [True, True]
-    assert unjudged._held == {}
+    assert refunds._held == {}
 
 
-async def test_what_is_held_takes_bounded_memory(unjudged: Unjudged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_held_takes_bounded_memory(refunds: Refunds, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatepost.security.refunds.MOST", 5)
     for number in range(20):
-        await end(unjudged, Taken([bucket(str(number)), bucket("a", HOUR)]), DatabaseUnavailable())
-    assert len(unjudged._held) == 5
-    assert unjudged._held[bucket("a").key][0] == 20 * HOUR.every
+        await end(refunds, Taken([bucket(str(number)), bucket("a", HOUR)]), DatabaseUnavailable())
+    assert len(refunds._held) == 5
+    assert refunds._held[bucket("a").key][0] == 20 * HOUR.every
 
 
 async def test_many_are_given_back_in_batches_and_what_comes_meanwhile_is_not_lost(
-    database: Database, unjudged: Unjudged, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+    database: Database, refunds: Refunds, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gatepost.security.refunds.BATCH", 2)
     for name in "abcde":
-        await end(unjudged, await take(database, name), DatabaseUnavailable())
+        await end(refunds, await take(database, name), DatabaseUnavailable())
     taken = await take(database, "a")
-    writing = asyncio.create_task(unjudged.write())
+    writing = asyncio.create_task(refunds.write())
     await asyncio.sleep(0)  # the first batch is on its way
-    await end(unjudged, taken, DatabaseUnavailable())
+    await end(refunds, taken, DatabaseUnavailable())
     await writing
     assert len(ahead(dsn)) == 5
     assert max(ahead(dsn)) < SOON
@@ -169,7 +169,7 @@ async def test_a_server_that_stops_gives_back_what_it_holds(config: Config, dsn:
     server = WebServer(config)
     app = await server.initializer()
     database = await Database.open(dsn, 1)
-    await end(app[UNJUDGED], await take(database, "a"), DatabaseUnavailable())
+    await end(app[REFUNDS], await take(database, "a"), DatabaseUnavailable())
     app.freeze()
     await app.cleanup()
     assert ahead(dsn)[0] < SOON

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gatepost.config import Config
 from gatepost.http import _aiohttp
-from gatepost.http.access_log import Observer
+from gatepost.http.access_log import AccessLog
 from gatepost.http.app import (
     CONFIG,
     CREDENTIALS,
@@ -22,9 +22,9 @@ from gatepost.http.app import (
     FOR_OPERATORS,
     MAX_BODY,
     METRICS,
+    REFUNDS,
     STOPPING,
     THROTTLE,
-    UNJUDGED,
     UNTRUSTED_PROXY,
     cors,
     mount,
@@ -45,7 +45,7 @@ from gatepost.process.sockets import bind
 from gatepost.routes import FEATURES, OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
 from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
-from gatepost.security.refunds import Unjudged
+from gatepost.security.refunds import Refunds
 from gatepost.security.throttle import Throttle
 from gatepost.telemetry.logs import OneWarning, log
 from gatepost.telemetry.metrics import Metrics
@@ -53,8 +53,10 @@ from gatepost.telemetry.metrics import Metrics
 T = TypeVar("T")
 
 
-class Given(NamedTuple):
-    """What one of several processes finds made ready: the database may be away again, and its schema ahead of us."""
+class Prepared(NamedTuple):
+    """What the arbiter has prepared for a worker, which checks nothing again: the database may be away by then, and
+    its schema newer.
+    """
 
     dsn: Dsn
     operators: socket.socket | None
@@ -70,14 +72,14 @@ class WebServer:
     embedded database always is). ``given``: what has been made ready before, of one among several processes.
     """
 
-    def __init__(self, config: Config, *, migrate: bool = False, given: Given | None = None) -> None:
+    def __init__(self, config: Config, *, migrate: bool = False, given: Prepared | None = None) -> None:
         self.config = config
         self.stopping = Stopping()
         self.metrics = Metrics()
-        observer = Observer(self.metrics, checks=config.log.checks)
+        access_log = AccessLog(self.metrics, checks=config.log.checks)
         apart = config.webserver.operator_port is not None
-        self.app = self._application(PUBLIC_ROUTES if apart else ROUTES, observer)
-        self.operators = self._application(OPERATOR_ROUTES, observer) if apart else None
+        self.app = self._application(PUBLIC_ROUTES if apart else ROUTES, access_log)
+        self.operators = self._application(OPERATOR_ROUTES, access_log) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())
@@ -92,8 +94,8 @@ class WebServer:
         self._migrate = migrate or config.db.embedded
         self._resources = contextlib.AsyncExitStack()
 
-    def _application(self, routes: list[web.RouteDef], observer: Observer) -> web.Application:
-        app = web.Application(middlewares=[problems(observer)], client_max_size=MAX_BODY)
+    def _application(self, routes: list[web.RouteDef], access_log: AccessLog) -> web.Application:
+        app = web.Application(middlewares=[problems(access_log)], client_max_size=MAX_BODY)
         mount(app, routes)
         app.on_response_prepare.append(set_common_headers)
         app.on_response_prepare.append(self.stopping.close_connection)
@@ -143,7 +145,8 @@ class WebServer:
                 await self._resources.enter_async_context(feature.open(parts))
         if operators is not None:
             await self._serve_operators(operators)
-        # What is here now stays: without it, a full collection in the midst of serving takes 30 to 60 ms.
+        # Everything that exists now is kept out of garbage collections: otherwise a full one takes 30 to 60 ms while
+        # serving.
         gc.collect()
         gc.freeze()
         log.info("serving", version=version("gatepost"))
@@ -154,11 +157,11 @@ class WebServer:
         passwords = share(self.config.passwords, worker, self.config.webserver.workers if self._given else 1)
         credentials = await Credentials.open(passwords, database)
         self._resources.callback(credentials.close)
-        attempts = Unjudged(database)
+        attempts = Refunds(database)
         self._share(DATABASE, database)
         self._share(CREDENTIALS, credentials)
         self._share(THROTTLE, await Throttle.open(self.config.throttle, database))
-        self._share(UNJUDGED, attempts)
+        self._share(REFUNDS, attempts)
         await self._resources.enter_async_context(every(refunds.INTERVAL, attempts.write, once_more=True))
         sweep = self.metrics.sweeping("throttles", partial(throttle.sweep, database))
         await self._resources.enter_async_context(every(SWEEP, sweep))
@@ -177,7 +180,7 @@ class WebServer:
     async def _serve_operators(self, sock: socket.socket) -> None:
         assert self.operators is not None
         self.operators[FOR_OPERATORS] = True
-        # Its connections end last; they have had the time of all others by then.
+        # The operators' connections end last, so they have had the others' time already.
         runner = Runner(self.operators, self.config, most=OPERATOR_CONNECTIONS, shutdown_timeout=ANSWER_TIMEOUT)
         await runner.setup()
         self._resources.push_async_callback(runner.cleanup)

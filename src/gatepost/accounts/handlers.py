@@ -22,7 +22,7 @@ from gatepost.errors import (
     UsernameTaken,
     WrongPassword,
 )
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
@@ -64,7 +64,7 @@ async def register(request: web.Request) -> web.Response:
     asked = await read_body(request, Registration)
     username, compared = policy.judge(asked.username, asked.password, config.passwords)
     client = Client.of(request)
-    async with request.app[UNJUDGED].attempt(take, request.app[THROTTLE].for_registration(client.place)):
+    async with request.app[REFUNDS].attempt(take, request.app[THROTTLE].for_registration(client.place)):
         password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
         user = await request.app[DATABASE].write(
             queries.create, username, compared, password, ip=client.ip, user_agent=client.user_agent
@@ -118,7 +118,7 @@ async def change(request: web.Request, session: Session) -> web.Response:
     if name and name[1] != session.canonical:
         buckets += request.app[THROTTLE].for_rename(session.user_id)
     async with (
-        request.app[UNJUDGED].attempt(take, sorted(buckets)),
+        request.app[REFUNDS].attempt(take, sorted(buckets)),
         acting(request, session) as connection,
     ):
         current = await queries.lock_profile(connection, session.user_id)
@@ -162,7 +162,7 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
 
     async def attempt() -> datetime:
         async with (
-            request.app[UNJUDGED].attempt(take, [throttle.for_activity(session.canonical)]),
+            request.app[REFUNDS].attempt(take, [throttle.for_activity(session.canonical)]),
             _checked(request.app, client, session, asked.current) as current,
         ):
             return await database.write(
@@ -224,7 +224,7 @@ async def _checked(
 ) -> AsyncIterator[password_queries.Current]:
     """Take an attempt from the throttles, and hash the given password for SQL to compare."""
     credentials = app[CREDENTIALS]
-    async with app[UNJUDGED].attempt(
+    async with app[REFUNDS].attempt(
         password_queries.find_secret, session.user_id, app[THROTTLE].for_password(session.user_id)
     ) as (secret, taken):
         if secret is None:

@@ -45,7 +45,7 @@ class _Series(NamedTuple):
     told: bool
 
 
-class Observer:
+class AccessLog:
     """Logs and counts the requests of one server. ``checks``: whether frequent checks get a log line as well."""
 
     def __init__(self, metrics: Metrics, *, checks: bool) -> None:
@@ -54,7 +54,7 @@ class Observer:
         self._durations = cache(metrics.requests)  # several statuses share one series
         self._series: dict[tuple[web.AbstractResource | None, str, int], _Series] = {}
 
-    def saw(
+    def record(
         self, request: web.Request, response: web.StreamResponse, seconds: float, problem: Problem | None = None
     ) -> None:
         """Log and count a request that was answered after ``seconds``. ``problem``: why it was refused, if it was."""

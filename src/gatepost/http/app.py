@@ -27,11 +27,11 @@ from gatepost.errors import (
     UnsupportedMediaType,
 )
 from gatepost.http import strict_json
-from gatepost.http.access_log import REQUEST_ID, UNMATCHED, Observer, name_request
+from gatepost.http.access_log import REQUEST_ID, UNMATCHED, AccessLog, name_request
 from gatepost.http.graceful_shutdown import Stopping
 from gatepost.postgres.database import Database
 from gatepost.security.credentials import Credentials
-from gatepost.security.refunds import Unjudged
+from gatepost.security.refunds import Refunds
 from gatepost.security.throttle import Throttle
 from gatepost.telemetry.logs import OneWarning
 from gatepost.telemetry.metrics import ABANDONED, Metrics
@@ -42,7 +42,7 @@ STOPPING = web.AppKey("stopping", Stopping)
 CREDENTIALS = web.AppKey("credentials", Credentials)
 METRICS = web.AppKey("metrics", Metrics)
 THROTTLE = web.AppKey("throttle", Throttle)
-UNJUDGED = web.AppKey("unjudged", Unjudged)
+REFUNDS = web.AppKey("refunds", Refunds)
 UNTRUSTED_PROXY = web.AppKey("untrusted_proxy", OneWarning)
 DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
 """Makes what `/openapi.json` answers."""
@@ -88,8 +88,8 @@ def render(problem: Problem) -> web.Response:
 # ------------------------------------------------------------------------------------------- middleware
 
 
-def problems(observer: Observer) -> Middleware:
-    """The middleware that turns every error into a problem document and tells ``observer`` of every request."""
+def problems(access_log: AccessLog) -> Middleware:
+    """The middleware that turns every error into a problem document and tells ``access_log`` of every request."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -100,18 +100,18 @@ def problems(observer: Observer) -> Middleware:
             response = await handler(request)
         # The client has gone. The request is logged all the same: it may have cost an attempt at a password.
         except (asyncio.CancelledError, ConnectionError):
-            observer.saw(request, web.Response(status=ABANDONED), time.perf_counter() - began)
+            access_log.record(request, web.Response(status=ABANDONED), time.perf_counter() - began)
             raise
         except Exception as error:  # noqa: BLE001 (the last line of defence: an answer, and a line for the operator)
             return refuse(request, error, began)
-        observer.saw(request, response, time.perf_counter() - began)
+        access_log.record(request, response, time.perf_counter() - began)
         return response
 
     # A function of its own: a frame of the traceback that names the error would be a reference cycle.
     def refuse(request: web.Request, error: Exception, began: float) -> web.Response:
         problem = _problem(error)
         response = render(problem)
-        observer.saw(request, response, time.perf_counter() - began, problem)
+        access_log.record(request, response, time.perf_counter() - began, problem)
         if request.writer.output_size > 0:  # a streamed answer can only be broken off
             raise ConnectionError("an answer has begun already")
         return response

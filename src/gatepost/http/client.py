@@ -49,7 +49,7 @@ class Client:
     async def while_connected(self, work: Coroutine[Any, Any, T]) -> T:
         """What ``work`` gives. When the client hangs up, it is cancelled, and so is the request.
 
-        A hash that has begun is not: ``work`` gives its digest, and `has_left` tells.
+        A hash that has begun is not: ``work`` gives its digest, and `has_disconnected` tells.
         """
         connection = self._connection
         if connection is None:
@@ -64,7 +64,7 @@ class Client:
             connection.waiting = None
 
     @property
-    def has_left(self) -> bool:
+    def has_disconnected(self) -> bool:
         """Whether the client has hung up."""
         return self._connection is not None and self._connection.ended
 

@@ -50,7 +50,8 @@ async def ready(request: web.Request) -> web.Response:
     """The database answers and we stay: send traffic only while this is 200 (else 503, within its deadline)."""
     if request.app[STOPPING].leaving:
         raise Stopping
-    # A session check of nobody's: over connections that a flood of logins cannot take, with the checks' deadline.
+    # A session check for a token that does not exist: it uses the connections of checks, which a flood of logins
+    # cannot take, and their deadline.
     await request.app[LOOKUP].find(b"")
     return json_response(Health(status="ready"))
 
@@ -97,7 +98,7 @@ _FORWARDED = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forw
 @operation(dict[str, Any])
 async def describe(request: web.Request) -> web.Response:
     """This interface, as an OpenAPI 3.1 document."""
-    # The first time it is 20 ms of work and 0.8 MB, for a question that few deployments are ever asked.
+    # Made on the first request: 20 ms of work and 0.8 MB, which few deployments ever need.
     document = await asyncio.to_thread(request.app[DOCUMENT])
     return web.Response(body=document, content_type="application/json", charset="utf-8")
 

@@ -1,4 +1,4 @@
-"""What the metrics are told of the parts: each keeps its own numbers and is asked for them at a scrape."""
+"""Connects parts with the metrics: each part keeps its own numbers, which are read at a scrape."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from gatepost.sessions.lookup import Lookup
 from gatepost.telemetry import logs
 from gatepost.telemetry.metrics import Metrics
 
-# Seconds that an answer of the database's about itself is good for: many may scrape.
+# Seconds for which the database's numbers are reused: several scrapers may ask.
 EVERY = 10.0
 TABLES = ["users", "sessions", "events"]
 
@@ -58,7 +58,7 @@ def _follow_pool(metrics: Metrics, name: str, database: Database) -> None:
 
 
 class Census:
-    """What only the database knows: whether it answers, and about how many rows there are."""
+    """Numbers that only the database knows: whether it answers, and about how many rows there are."""
 
     def __init__(self, metrics: Metrics, database: Database) -> None:
         self._database = database
@@ -71,7 +71,7 @@ class Census:
         )
 
     async def take(self) -> None:
-        """Ask, unless that was done a moment ago. Without an answer the numbers are NaN."""
+        """Ask the database, unless it was asked within ``EVERY`` seconds. Without an answer the numbers are NaN."""
         if time.monotonic() - self._asked_at < EVERY:
             return
         self._asked_at = time.monotonic()

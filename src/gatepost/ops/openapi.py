@@ -107,7 +107,7 @@ def document(routes: Iterable[web.AbstractRouteDef], tags: Mapping[str, str]) ->
 
 
 def render(routes: Iterable[web.AbstractRouteDef], tags: Mapping[str, str], *, indent: int | None = None) -> str:
-    """The same as JSON; alike for the same routes, to the byte."""
+    """The document as JSON: the same bytes for the same routes."""
     return json.dumps(document(routes, tags), ensure_ascii=False, indent=indent)
 
 
@@ -197,7 +197,7 @@ def _operation(path: str, method: str, handler: Handler, note: Operation, compon
     refusals = [*ANYWHERE, *map(Refusal.of, note.problems)]
     refusals += BODY if note.body else ()
     refusals += QUERY if note.query else ()
-    refusals += [Refusal.of(NotFound)] if "{" in path else []  # nothing has a name that no text can hold
+    refusals += [Refusal.of(NotFound)] if "{" in path else []  # a path with U+0000 is not found either
     refusals += TOKEN if has_token else ()
     refusals += [Refusal.of(TooManyAttempts)] if handler in GUARDED else []
     refusals += [Refusal.of(Forbidden)] if role else []

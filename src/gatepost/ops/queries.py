@@ -2,7 +2,7 @@
 
 from gatepost.postgres.database import Connection, Statement
 
-# Postgres counts as it goes: this is right to within a second or so, and costs the same for any number of rows.
+# Postgres' own running estimate: right to within a second or so, at the same cost for any number of rows.
 _ROWS = Statement("""
     SELECT c.relname, pg_stat_get_live_tuples(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = 'gatepost' AND c.relname = ANY (CAST(:tables AS text[]))

@@ -1,4 +1,4 @@
-"""How a request can be refused without its handler's having a say, as the OpenAPI document tells it."""
+"""Errors that do not come from the handler itself, for the OpenAPI document."""
 
 import inspect
 from typing import NamedTuple, NotRequired
@@ -75,5 +75,5 @@ TOKEN = (
     Refusal(400, "two_authorizations", "There are two Authorization headers."),
     Refusal.of(Unauthorized),
 )
-# Whatever is asked for: what came may be no HTTP, and a fault may be ours.
+# Possible for every operation: a malformed request, and a fault on our side.
 ANYWHERE = (Refusal.of(BadRequest), Refusal.of(Problem))

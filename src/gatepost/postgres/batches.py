@@ -9,7 +9,7 @@ BATCH = 1000
 async def in_batches(work: Callable[[int], Awaitable[int]]) -> int:
     """Do ``work(most)``, which deals with up to ``most`` rows and says with how many, until few are left.
 
-    With how many rows in all.
+    The number of rows in all.
     """
     done, batch = 0, BATCH
     while batch == BATCH:

@@ -28,6 +28,6 @@ def connect(dsn: Dsn) -> Any:
 
 def gone(error: Exception) -> str:
     """That error, in a line."""
-    if isinstance(error.__context__, Gone):  # what broke, rather than what could then not be closed
+    if isinstance(error.__context__, Gone):  # not the error that closing raised after it
         error = error.__context__
     return f"the database does not go on ({str(error).strip().partition(chr(10))[0]})"

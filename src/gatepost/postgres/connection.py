@@ -1,7 +1,7 @@
 """A connection to Postgres: where to, and how it is made.
 
-What aiopg and psycopg2 do behind one's back is answered here, in `pool` and in `database`; `tests/test_database.py`
-has a test of each trap.
+aiopg and psycopg2 have traps, which are dealt with here, in `pool` and in `database`; `tests/test_database.py` has a
+test for each.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from gatepost.postgres._aiopg import DriverConnection
 from gatepost.postgres.embedded import Server
 from gatepost.telemetry.logs import log
 
-# In seconds. A client has its answer within 2, also when the database hangs, so less than that is the database's.
-# The server gives up a little before we do: its error leaves the connection usable, ours has to throw it away.
+# Seconds. A client gets its answer within 2 s also when the database hangs, so the database has less. The server
+# gives up a little before we do: after its error the connection stays usable, after ours it has to be closed.
 ANSWER_TIMEOUT = 1.8
 STATEMENT_TIMEOUT = 1.6
 CONNECT_TIMEOUT = 1.0
-# Between two attempts to reach a server that is not up.
+# Seconds between two attempts to reach a server that is not up.
 TRY_AGAIN = 0.25
 _OPTIONS = " ".join(
     f"-c {name}={value}"
@@ -32,9 +32,10 @@ _OPTIONS = " ".join(
         "statement_timeout": int(STATEMENT_TIMEOUT * 1000),
         "lock_timeout": int(STATEMENT_TIMEOUT * 1000),
         "idle_in_transaction_session_timeout": 10_000,
-        # Cancelling a request does not cancel its query; the server notices that we hung up and stops by itself.
+        # Cancelling a request does not cancel its query. The server notices the closed connection and stops the
+        # query.
         "client_connection_check_interval": 1000,
-        # When the network swallows our goodbye too, the server would keep our connection for minutes or hours.
+        # When the network drops the end of our connection too, the server would keep it for minutes or hours.
         "tcp_keepalives_idle": 10,
         "tcp_keepalives_interval": 2,
         "tcp_keepalives_count": 3,
@@ -93,7 +94,7 @@ class Dsn:
         }
         if self.sslrootcert:
             parameters["sslrootcert"] = self.sslrootcert
-        if len(self.hosts) > 1:  # of several servers only the primary will do
+        if len(self.hosts) > 1:  # of several servers only the primary can be used
             parameters["target_session_attrs"] = "read-write"
         return parameters
 
@@ -134,7 +135,7 @@ async def connect(dsn: Dsn) -> DriverConnection:
                     )
                     return connection
             except (psycopg2.OperationalError, TimeoutError) as error:
-                # What a server says for good tells more than that the next one is down.
+                # A refusal is kept as the reason: it tells more than that the next host is down.
                 if failure is None or not _REFUSAL.search(str(failure)):
                     failure = error
     raise cannot_connect(dsn, failure) from failure
@@ -152,8 +153,8 @@ def is_pooled(connection: Any) -> bool:
     return bool(pid != connection.info.backend_pid)
 
 
-# libpq tells no SQLSTATE of a connection that failed. A server that speaks another language than English is waited
-# for like one that is not up, and its words stand in the error all the same.
+# libpq gives no SQLSTATE for a connection that failed, so the text decides. A server with messages in another
+# language than English is waited for like one that is not up; its message is in the error all the same.
 _REFUSAL = re.compile(
     r"authentication failed"  # 28P01, 28000
     r"|does not exist|is not currently accepting connections"  # role, database, CA file
@@ -177,7 +178,7 @@ def cannot_connect(dsn: Dsn, failure: BaseException | None) -> DatabaseUnavailab
 
 
 async def wait_for(dsn: Dsn, seconds: float) -> None:
-    """Return once the database lets us in, for which one that is not up yet has so long.
+    """Wait up to ``seconds`` until the database accepts a connection.
 
     Raises DatabaseRefuses at once, and DatabaseUnavailable at the end.
     """

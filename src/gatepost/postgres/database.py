@@ -89,7 +89,8 @@ def _translate(error: BaseException) -> None:
         task = asyncio.current_task()
         if isinstance(error.__context__, psycopg2.errors.QueryCanceled) and task and task.cancelling() == 0:
             raise DatabaseUnavailable from error.__context__
-    # InternalError: demoted to a standby, a transaction cut short: states of the server, not of the request.
+    # InternalError: the server was demoted to a standby, or a transaction was cut short. Neither is the request's
+    # fault.
     elif isinstance(
         error, psycopg2.OperationalError | psycopg2.InterfaceError | psycopg2.InternalError | TimeoutError
     ):
@@ -194,7 +195,7 @@ class Database:
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._writes.discard(task)
         if not task.cancelled():
-            task.exception()  # heard of, if only here: its request may be gone
+            task.exception()  # retrieved, or asyncio would log it: its request may be gone
 
     async def _run(
         self,
@@ -203,7 +204,7 @@ class Database:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        # `connection`, spelt out: as a generator it costs each query 10 us more.
+        # `connection` inlined: as a context manager it costs each query 10 us more.
         try:
             async with asyncio.timeout_at(deadline):
                 driver = await self.pool.acquire()

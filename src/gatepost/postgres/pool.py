@@ -1,7 +1,5 @@
-"""How many connections to Postgres there are, and who has one.
-
-aiopg's own pool loses wake-ups when a holder is cancelled and connects under its lock, so that one connect that
-hangs stops everybody; `Pool` takes its place under `aiopg.sa.Engine`.
+"""The connection pool. aiopg's own pool loses wake-ups when a holder is cancelled, and connects under its lock, so
+that one connect that hangs blocks all other requests. `Pool` replaces it under `aiopg.sa.Engine`.
 """
 
 import asyncio
@@ -12,7 +10,7 @@ from gatepost.postgres.connection import Dsn, connect
 
 # Seconds.
 ACQUIRE_TIMEOUT = 0.5
-# Idle connections are closed after this, so that a firewall that forgets them does not surprise us.
+# Idle connections are closed after this time: a firewall may have dropped them silently.
 MAX_IDLE = 300.0
 
 
@@ -50,7 +48,7 @@ class Pool:
         if self.closed:
             raise DatabaseUnavailable("Gatepost is stopping")
         if not self._slots.locked():
-            await self._slots.acquire()  # returns at once; a deadline would cost more than this
+            await self._slots.acquire()  # returns at once; setting a deadline would cost more than the acquire
         else:
             await self._wait_for_slot()
         try:
@@ -89,7 +87,7 @@ class Pool:
         return done
 
     def give_back(self, connection: DriverConnection) -> None:
-        """`release` for those who have nothing to await."""
+        """`release` without a future to await."""
         self._used.discard(connection)
         self._slots.release()
         if connection.closed:
@@ -100,7 +98,7 @@ class Pool:
             self._idle.append(connection)
 
     def drop_idle(self) -> None:
-        """One connection was found dead: its idle siblings most likely are too."""
+        """Close idle connections: one was found dead, so the others most likely are too."""
         while self._idle:
             self._idle.pop().close()
 

@@ -29,8 +29,8 @@ from gatepost.postgres.database import reach
 from gatepost.postgres.embedded import EmbeddedError
 from gatepost.postgres.tables import SCHEMA, metadata
 
-# Everybody else queues behind a migration that waits for a table, whose statements are given up soon after: it fails
-# before that, and is tried again later.
+# All other statements queue behind a migration that waits for a table, and time out. The migration gives up before
+# they do, and is run again later.
 LOCK_TIMEOUT = "1s"
 # Two nodes started with --migrate: the second waits here, then finds nothing left to do.
 _ADVISORY_LOCK = 0x67617465_706F7374 & 0x7FFFFFFFFFFFFFFF  # "gatepost"
@@ -86,7 +86,9 @@ def current(dsn: Dsn) -> str | None:
 
 
 def _served_from(dsn: Dsn) -> str | None:
-    """The oldest revision whose code can serve the schema, as its last migration left word; None without any."""
+    """The oldest revision whose code can serve the schema, as its last migration recorded it. None if nothing is
+    recorded.
+    """
     with _reading(dsn) as connection:
         comment = connection.execute(
             sa.text("SELECT obj_description(to_regclass(:name), 'pg_class')"), {"name": f"{SCHEMA}.alembic_version"}
@@ -130,7 +132,7 @@ def bring_up_to_date(dsn: Dsn) -> None:
         return
     done = subprocess.run(
         [sys.executable, "-m", "gatepost.postgres.schema"],
-        input=json.dumps(asdict(dsn)),  # on a pipe: arguments and environments can be seen
+        input=json.dumps(asdict(dsn)),  # through a pipe: other users can see arguments and environments
         capture_output=True,
         text=True,
         check=False,
@@ -181,7 +183,7 @@ def run_migrations(context: Any) -> None:
     except (ConfigError, DatabaseUnavailable, EmbeddedError, SchemaError, sa.exc.DBAPIError) as error:
         from alembic.util import CommandError  # noqa: PLC0415 (see the module's docstring)
 
-        # What the `alembic` command tells in a line.
+        # Errors that the `alembic` command prints in one line.
         raise CommandError(_one_line(error)) from None
 
 
@@ -203,8 +205,8 @@ def _run_on(connection: sa.Connection, context: Any, settings: dict[str, Any]) -
             "a pooler stands before this database: a migration needs a session of its own, so migrate with the "
             "host and the port of Postgres itself (db.host, db.port)"
         )
-    # Asked for again and again: one who waited in a statement would hold a snapshot, for whose end the CREATE INDEX
-    # CONCURRENTLY of the one before would wait in turn.
+    # The lock is polled. A statement that waits for it would hold a snapshot, and the CREATE INDEX CONCURRENTLY of
+    # the migration that has the lock would wait for that snapshot to end.
     while not connection.execute(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}).scalar():
         connection.commit()
         time.sleep(0.1)
@@ -227,7 +229,7 @@ def _reading(dsn: Dsn) -> Iterator[sa.Connection]:
             raise SchemaError(f"{dsn.user} cannot read the schema in {dsn.database}: {_one_line(error)}") from error
 
 
-# Whatever the role has set for the nodes: on a large table, an index takes longer than any request may.
+# Overrides the role's timeouts, which are meant for nodes: an index on a large table takes longer than any request.
 _OPTIONS = "-c search_path=pg_catalog -c statement_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 

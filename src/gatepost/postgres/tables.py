@@ -66,8 +66,9 @@ users = sa.Table(
     sa.CheckConstraint("cardinality(roles) <= 32", name="roles_count"),
     # And a trigger, users_last_admin (migration 0002): the last enabled user with the role admin stays that.
 )
-# The few that an operator looks for among the many: who has a role, who is disabled (by name, as lists are paged). Of
-# roles each word, so that the three administrators are found among a million members; it costs less than a B-tree.
+# Partial indexes for what an operator looks for: users with a role, disabled users (by name, as lists are paged).
+# Roles have a GIN index on each word, so that three administrators are found among a million members; it costs less
+# than a B-tree.
 sa.Index("users_roles_idx", users.c.roles, postgresql_using="gin", postgresql_where=sa.text("roles <> '{}'::text[]"))
 sa.Index("users_disabled_idx", users.c.canonical, postgresql_where=sa.text("disabled_at IS NOT NULL"))
 

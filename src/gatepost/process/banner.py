@@ -1,4 +1,4 @@
-"""What is said at start, to whoever has started it."""
+"""The banner that is printed at start."""
 
 from gatepost.config import Config
 from gatepost.postgres.connection import Dsn
@@ -7,7 +7,7 @@ from gatepost.security.credentials import share
 
 
 def welcome(config: Config, dsn: Dsn, port: int, operators_port: int | None, hash_kib: int) -> str:
-    """Where it listens, where the data lies, what it may use, and how to try it.
+    """Where the server listens, where the data lies, which limits apply, and how to try it.
 
     ``hash_kib``: memory that one hash takes at most.
     """

@@ -27,7 +27,7 @@ class CommandError(Exception):
 
 
 def standard_input() -> TextIO:
-    """It, if there is one: a shell or a service manager can close it. Raises CommandError."""
+    """Standard input. Raises CommandError if it is closed, as a shell or a service manager can do."""
     if sys.stdin is None:
         raise CommandError("there is no standard input")
     return sys.stdin
@@ -51,8 +51,8 @@ def with_database(settings: Config, work: Callable[[Database], Awaitable[T]]) ->
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, heading: bool = True) -> None:
-    """Fitted to a terminal; whole lines into a pipe."""
-    # Here, since a process that serves prints no table: 2 MB.
+    """Print a table: fitted to the width of a terminal, with whole lines into a pipe."""
+    # Imported here: a process that serves prints no table (2 MB).
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -64,7 +64,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, headin
 
 
 def print_json(document: object) -> None:
-    """One document; its first character and its last line are JSON."""
+    """Print one JSON document and nothing else."""
     print(json_for(sys.stdout, json.dumps(document, indent=2)))  # noqa: T201
 
 
@@ -79,7 +79,7 @@ def complain(line: str) -> None:
 
 
 def json_for(stream: TextIO, text: str) -> str:
-    """JSON that says the same and steers no terminal; into a file or a pipe as it is."""
+    """The same JSON without control characters for a terminal, and unchanged for a file or a pipe."""
     if not stream.isatty():
         return text
     return "".join(
@@ -88,5 +88,5 @@ def json_for(stream: TextIO, text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Without what would steer a terminal: a user agent is a stranger's text."""
+    """The text without control characters: a user agent, for example, comes from a stranger."""
     return "".join(character if character.isprintable() else "\ufffd" for character in text)

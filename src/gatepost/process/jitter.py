@@ -1,8 +1,8 @@
-"""Jitter: what began together is not due together."""
+"""Jitter: spreads deadlines of things that began together."""
 
 import random
 
-# No secret; of our own, since whoever seeds the common one means to have it.
+# Not for secrets. A generator of our own, so that seeding the shared one does not change it.
 _random = random.Random()  # noqa: S311
 
 

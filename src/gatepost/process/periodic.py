@@ -1,4 +1,4 @@
-"""Work that nobody asks for: done again and again beside the requests."""
+"""Periodic work in the background."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ async def every(
 
 
 async def _at_last(work: Callable[[], Awaitable[None]]) -> None:
-    """The end cannot be held up: without a database the work is left undone."""
+    """Do the work a last time. Without a database it is left undone: the end must not wait."""
     try:
         await work()
     except DatabaseUnavailable:

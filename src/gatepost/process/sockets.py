@@ -12,7 +12,7 @@ class StartError(Exception):
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:
-    """Take an address before anything is started; nobody can connect until somebody listens.
+    """Bind an address before anything is started. Clients can connect only once it listens.
 
     ``key``: of the section ``webserver``, for the StartError that says what to change.
     """

@@ -5,7 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.recovery import queries
@@ -32,7 +32,7 @@ async def redeem(request: web.Request) -> web.Response:
     asked = await read_body(request, Redemption)
     client, throttle, code_hash = Client.of(request), request.app[THROTTLE], queries.hash_code(asked.code)
     buckets = throttle.for_code(client.place)
-    async with request.app[UNJUDGED].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
+    async with request.app[REFUNDS].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
         if name is None:
             raise InvalidCode
         policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)

@@ -12,7 +12,7 @@ from gatepost.security.throttle import TAKE, Bucket, Taken, given_back, judge, p
 def hash_code(code: str) -> bytes:
     """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash.
 
-    Capitals and spaces are as good as none: it may have been read out over a telephone.
+    Case and spaces are ignored: the code may have been read out over a telephone.
     """
     return hashlib.sha256("".join(code.lower().split()).encode()).digest()
 
@@ -37,7 +37,7 @@ async def find_reset(connection: Connection, code_hash: bytes, buckets: Sequence
     return canonical, taken
 
 
-# Deleting the code is what redeems it: of two at once, the second finds nothing left to delete.
+# Deleting the code redeems it: of two requests at once, the second finds nothing to delete.
 _REDEEM = Statement(
     """
     SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash)

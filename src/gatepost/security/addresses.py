@@ -1,4 +1,4 @@
-"""Who a request comes from, when proxies stand between; and what of an address is one place."""
+"""The client's address behind proxies, and the network that counts as one place."""
 
 import ipaddress
 from collections.abc import Collection, Sequence
@@ -7,7 +7,7 @@ from typing import TypeAlias
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Proxies that may stand one behind the other.
+# The longest chain of proxies.
 MAX_PROXIES = 32
 
 
@@ -26,7 +26,7 @@ def parse(text: str) -> Address | None:
         text, _, port = text.partition(":")
         if not _is_port(f":{port}"):
             return None
-    # A zone would be any text, and means something on its own machine only.
+    # An IPv6 zone may be any text, and has a meaning on its own machine only.
     if "%" in text:
         return None
     try:
@@ -47,12 +47,10 @@ def _is_port(text: str) -> bool:
 
 
 def client(peer: Address, forwarded: Sequence[str], trusted: Collection[Network]) -> Address:
-    """Whose request it is that ``peer`` brings with these ``X-Forwarded-For`` headers.
-
-    Each proxy adds on the right the address that it saw, so the list is believed from the right for as long as
-    trusted proxies wrote it: the first that is none is the client, and what stands left of it is the client's own
-    invention. Something that is no address ends the walk at the last one that was, and so do ``MAX_PROXIES``: a
-    client may send a megabyte of inventions.
+    """The client of a request that ``peer`` sends with these ``X-Forwarded-For`` headers. Each proxy appends the
+    address that it saw, so the list is believed from the right, as long as trusted proxies wrote it. The first
+    address that is not a trusted proxy is the client; whatever stands left of it may be invented. The walk ends at an
+    entry that is no address, and after ``MAX_PROXIES`` entries.
     """
     believed = peer
     entries = ",".join(forwarded[-MAX_PROXIES:]).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]
@@ -70,10 +68,8 @@ def within(address: Address, networks: Collection[Network]) -> bool:
 
 
 def may_be_many(address: Address, trusted: Collection[Network]) -> bool:
-    """Whether it may be a proxy's own, behind which everybody is.
-
-    One of these networks, where a proxy did not say whose request it brings; and while none is trusted, any private
-    address: there, proxies stand that nobody has named.
+    """Whether this may be the address of a proxy, which all its clients share: a trusted proxy that named no client,
+    or, while no proxy is trusted, any private address.
     """
     return within(address, trusted) if trusted else address.is_private
 
@@ -81,7 +77,7 @@ def may_be_many(address: Address, trusted: Collection[Network]) -> bool:
 def place(address: Address) -> str:
     """The network that guessing is counted by: IPv4 /24, IPv6 /56.
 
-    Who has one address of such a network commonly has others of it: RIPE-690 has providers give a home a /56.
+    A client commonly has all addresses of such a network: RIPE-690 recommends a /56 for a home.
     """
     length = 24 if address.version == 4 else 56
     return str(ipaddress.ip_network((address, length), strict=False))

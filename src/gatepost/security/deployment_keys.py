@@ -1,10 +1,11 @@
-"""Secrets that all nodes of a deployment share, made by the first that asks."""
+"""Secret keys that all nodes of a deployment share; the first node that needs one creates it."""
 
 import secrets
 
 from gatepost.postgres.database import Connection, Database, Statement
 
-# ON CONFLICT DO NOTHING returns no row, and the snapshot may not hold the row that won: so it is written over itself.
+# The conflicting row is updated to itself: DO NOTHING would return no row, and the snapshot may not contain the row
+# that another node inserted.
 _KEY = Statement("""
     INSERT INTO gatepost.deployment_keys (name, key) VALUES (:name, :key)
     ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING key

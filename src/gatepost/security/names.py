@@ -38,7 +38,7 @@ def _enforce(profile: Profile, name: str) -> str:
     if len(name) > MAX_LENGTH:
         raise InvalidName(f"must have at most {MAX_LENGTH} characters")
     if name.isascii() and name.isprintable() and " " not in name:
-        # All that the profiles do to these, in a 50th of the time.
+        # For ASCII this does all that the profiles do, in a 50th of the time.
         return name.lower() if profile is _mapped else name
     # RFC 8264 §7: applying the rules may need repeating until nothing changes, and is given up after a few times.
     for _ in range(4):

@@ -1,4 +1,4 @@
-"""The PRECIS profiles (RFC 8264) of precis-i18n, applied in time that grows with the text and no faster.
+"""The PRECIS profiles (RFC 8264) of precis-i18n, in linear time.
 
 The library judges each character anew wherever it stands, and three of its context rules look at the whole text each
 time: 7.8 KB of U+30FB took 6.5 seconds (measured). Here a code point is judged once in the life of the process, and a

@@ -1,7 +1,5 @@
-"""Attempts that come to no judgement: they are given back to the throttles.
-
-Or an overload, or a table that is locked for a while, would lock everybody out who tries again meanwhile; and so
-would hanging up before a password is hashed.
+"""Attempts that were not judged are given back to the throttles. Otherwise an overload or a locked table would lock
+out users who try again meanwhile, and so would clients that hang up before their password is hashed.
 """
 
 import contextlib
@@ -19,16 +17,18 @@ from gatepost.security.throttle import Taken
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How a judgement ends that is not in the caller's favour. Whatever else is raised has judged nothing.
+# The errors that a judgement against the caller raises. After any other error the attempt was not judged.
 JUDGED = (Unauthorized, WrongPassword, InvalidCode, UsernameTaken)
 # Seconds between two rounds.
 INTERVAL = 1.0
-# Buckets that are remembered at once, in some 3 MB. What is taken from others is lost.
+# Buckets that are remembered at once (some 3 MB). What was taken from further ones is not given back.
 MOST = 10_000
 
 
-class Unjudged:
-    """Gives them back, or holds them until the database answers: that it does not is mostly why nobody judged."""
+class Refunds:
+    """Gives attempts back, or holds them until the database can be reached: mostly its absence is why they were not
+    judged.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -58,7 +58,8 @@ class Unjudged:
         except JUDGED:
             raise
         except BaseException as error:
-            # One that comes from the database has waited already, and who has hung up hears of nothing.
+            # After a database error the client has waited long enough, and a client that hung up waits for nothing:
+            # give back later.
             if not isinstance(error, Problem) or isinstance(error, DatabaseUnavailable):
                 self._hold(taken)
             elif taken.buckets:
@@ -79,12 +80,12 @@ class Unjudged:
         """Give back what is held; on failure it stays so. Raises DatabaseUnavailable."""
         while batch := {key: self._held.pop(key) for key in list(itertools.islice(self._held, BATCH))}:
             now = time.monotonic()
-            # Less what has come back by itself.
+            # Less what has refilled in the meantime.
             left = {key: seconds - (now - since) for key, (seconds, since) in batch.items()}
             sent = False
             try:
-                # A statement that was given up may be carried out much later: not so without its COMMIT, and when
-                # nobody knows what became of that, it is not tried again.
+                # A statement that timed out here may still be carried out later, but not without its COMMIT. If the
+                # outcome of the COMMIT is unknown, it is not tried again.
                 async with self._database.transaction() as connection:
                     await throttle.give_back(connection, {key: s for key, s in left.items() if s > 0})
                     sent = True

@@ -28,7 +28,7 @@ class Limit(NamedTuple):
     every: float
 
     def refusal(self, seconds: float) -> TooManyAttempts:
-        """What a client is told when this limit stands in its way for so long."""
+        """The error for a client that this limit refuses for so many seconds."""
         return TooManyAttempts(self.name, self.burst, math.ceil(self.burst * self.every), math.ceil(seconds))
 
 
@@ -75,7 +75,7 @@ class Throttle:
         return None if address is None or addresses.within(address, self._exempt) else addresses.place(address)
 
     def known_place(self, place: str | None) -> bytes | None:
-        """How a place is remembered from which a user has signed in."""
+        """The key under which a place is stored from which a user has signed in."""
         return self._hash("known", place)[:KEY_BYTES] if place else None
 
     def for_login(self, name: str, place: str | None) -> list[Bucket]:
@@ -91,7 +91,7 @@ class Throttle:
         return buckets
 
     def of_account(self, name: str, user_id: str) -> list[tuple[bytes, bytes]]:
-        """What may stand in the way of a user: the first and the last key of each range."""
+        """The buckets of one user as ranges of keys, each with its first and last key."""
         account = self._hash("account", name)
         of_user = [*self.for_password(user_id), *self.for_rename(user_id), self.for_activity(name)]
         keys = [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in of_user)]
@@ -132,8 +132,8 @@ class Throttle:
 
 # -------------------------------------------------------------------------------------------------- taking
 
-# A function in the database (migration 0007), because Postgres keeps its plans: as SQL from here, what it does took
-# 0.8 ms, and nearly all of that was planning (measured; 0.1 ms so).
+# A function in the database (migration 0007), whose plans Postgres keeps: 0.1 ms instead of 0.8 ms as SQL from here,
+# nearly all of which was planning (measured).
 TAKE = "gatepost.take_2(CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))"
 """For a statement that takes, with `parameters`; `judge` reads its columns, which come first."""
 
@@ -177,9 +177,8 @@ def judge(buckets: Sequence[Bucket], row: Sequence[Any]) -> tuple[Taken, Sequenc
 async def take(connection: Connection, buckets: Sequence[Bucket]) -> tuple[None, Taken]:
     """Take one from each bucket, which are in the order of their keys, or none at all. Raises TooManyAttempts.
 
-    As every query that takes, it is for `Unjudged.attempt` and nothing else, which gives back what nobody judges.
-
-    May run twice (`Database.read`): what is taken in vain costs an attempt and nothing else.
+    As every query that takes, it is for `Refunds.attempt` alone, which gives back what is not judged. May run twice
+    (`Database.read`): taking twice costs one attempt.
     """
     if not buckets:
         return None, Taken()

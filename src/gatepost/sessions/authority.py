@@ -4,8 +4,9 @@ from gatepost.errors import Forbidden, Unauthorized
 from gatepost.postgres.database import Connection, Statement
 from gatepost.sessions.session import Session
 
-# Whatever takes the authority away changes one of these rows: it comes before the last statement, which then sees it,
-# or waits for this transaction. The users are locked in one order, whoever acts on whom.
+# Whatever takes the authority away changes one of these rows. It commits before the last statement here, which then
+# sees it, or waits for this transaction. Users are locked in the order of their ids, so that two administrators who
+# act on each other do not deadlock.
 _STILL = Statement("""
     SELECT FROM gatepost.users WHERE id IN (:user_id, :other) ORDER BY id FOR NO KEY UPDATE;
     SELECT FROM gatepost.sessions WHERE token_hash = :token_hash FOR KEY SHARE;

@@ -1,4 +1,4 @@
-"""Look-ups of tokens that are none: counted in memory, and taken from the throttles together, once a second."""
+"""Look-ups of unknown tokens: counted in memory, and taken from the throttles together, once a second."""
 
 import time
 from collections import Counter
@@ -7,7 +7,7 @@ from gatepost.postgres.database import Database
 from gatepost.security import throttle
 from gatepost.security.throttle import Throttle
 
-# Seconds between two rounds: how late another node hears of it.
+# Seconds between two rounds, which is how late another node learns of them.
 INTERVAL = 1.0
 # Places that are remembered at once. Beyond them nothing is counted: tokens cannot be guessed anyway.
 MOST = 10_000

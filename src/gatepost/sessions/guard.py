@@ -1,4 +1,4 @@
-"""Who is asking: the one way for a handler to learn of its caller, and to act for one."""
+"""The guard: how a handler gets its caller's session, and a transaction in which that caller acts."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,12 +27,12 @@ async def caller(request: web.Request, asked: Asked | None = None) -> Session | 
     """The session whose token the request carries. Raises what `session_token` raises, and DatabaseUnavailable."""
     session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
     if session is not None:
-        request.app[LAST_SEEN].saw(session.token_hash)
+        request.app[LAST_SEEN].record(session.token_hash)
     return session
 
 
 def no_session(request: web.Request) -> Unauthorized | TooManyAttempts:
-    """What to raise for a token that was looked up and is none. It is counted, and written down later, by itself."""
+    """The error for an unknown token. The look-up is counted, and the count is written later in the background."""
     place = Client.of(request).place
     seconds = request.app[FAILED_LOOKUPS].count(place) if place else 0
     return request.app[THROTTLE].lookup.refusal(seconds) if seconds else Unauthorized()
@@ -69,10 +69,9 @@ def _guard(handler: GuardedHandler, role: str | None) -> Handler:
 async def acting(
     request: web.Request, session: Session, *, role: str | None = None, on: str | None = None
 ) -> AsyncIterator[Connection]:
-    """A transaction for what changes something, as long as its caller may.
-
-    The guard judges before the body is read, which a client may send at its leisure; so it is judged again here, as
-    `demand` does. Raises Unauthorized, Forbidden, DatabaseUnavailable.
+    """A transaction in which the caller changes something. The guard judged before the body was read, which a client
+    may send slowly, so the session and the role are judged again here by `demand`, and locked. Raises Unauthorized,
+    Forbidden, DatabaseUnavailable.
     """
     async with request.app[DATABASE].transaction() as connection:
         await demand(connection, session, request.app[CONFIG].sessions.idle_timeout, role=role, on=on)

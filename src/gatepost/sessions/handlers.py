@@ -18,7 +18,7 @@ from gatepost.errors import (
     Unauthorized,
     Unavailable,
 )
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, THROTTLE, UNJUDGED, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import (
@@ -74,10 +74,10 @@ async def log_in(request: web.Request) -> web.Response:
     try:
         name = canonical(login.username)
     except InvalidName:
-        # Nobody's, since no name has a space; and not NULL, for which Postgres would plan less than for any other.
+        # A name that matches no user, since names contain no space. Not NULL, for which Postgres would do less work.
         name = f" {login.username[:MAX_LENGTH]}"
     if login.cookie and is_from_a_page(request):
-        demand_own_origin(request)  # else a foreign page could sign its visitor in as somebody else
+        demand_own_origin(request)  # otherwise a foreign page could sign its visitor in as somebody else
     for _ in range(2):
         try:
             token, opened = await _attempt(request.app, client, name, login.password)
@@ -98,12 +98,12 @@ async def _attempt(
 ) -> tuple[str, queries.Opened | None]:
     """The two statements with the hash between them, no connection held meanwhile."""
     database, credentials, throttle, limits = app[DATABASE], app[CREDENTIALS], app[THROTTLE], app[CONFIG].sessions
-    credentials.demand_room(client.queue_share)  # a flood does not even reach the database
+    credentials.demand_room(client.queue_share)  # a flood of logins does not reach the database
     entry = queries.Entry(name, throttle.known_place(client.place), throttle.for_login(name, client.place))
-    # Made for every name: the time it takes (50 us) would tell nobody's from somebody's.
+    # Computed for every name: its 50 us would tell an unknown name from a known one.
     dummy = credentials.dummy(name)
-    # A read, since running it twice does no harm.
-    async with app[UNJUDGED].attempt(queries.find_setting, entry) as (stored, taken):
+    # `attempt` runs it as a read, which may run twice: that does no harm.
+    async with app[REFUNDS].attempt(queries.find_setting, entry) as (stored, taken):
         setting = stored or dummy
         digest, failure_due = await client.while_connected(credentials.check(setting, password, client.queue_share))
         token = str(uuid.uuid4())
@@ -117,7 +117,7 @@ async def _attempt(
             client.user_agent,
             entry.place,
             taken,
-            abandoned=client.has_left,
+            abandoned=client.has_disconnected,
         )
         opened = await database.write(
             queries.open_session, attempt, lifetime=limits.lifetime, max_per_user=limits.max_per_user
@@ -125,10 +125,11 @@ async def _attempt(
     if attempt.abandoned:
         raise ConnectionResetError("the caller has gone")
     if opened is None:
-        # Kinds of hash take different times: what is lost is answered at a common moment, holding nothing until then.
+        # Kinds of hashes take different times, so failed logins are answered at a common time. Nothing is held until
+        # then.
         await asyncio.sleep(failure_due - time.monotonic())
     elif credentials.is_weaker(setting):
-        # The session is open: that the better hash can wait for the next login must not undo it.
+        # The session is open already: a rehash that fails is left for the next login.
         with contextlib.suppress(Problem, InvalidPassword):
             stronger = await client.while_connected(credentials.create(password, client.queue_share))
             await database.write(queries.rehash, opened.user.id, digest, stronger)

@@ -1,10 +1,10 @@
-"""What sessions need now and then: when each was last seen, and an end for those that have expired."""
+"""Upkeep of sessions: writing when each was last seen, and deleting expired ones."""
 
 from gatepost.postgres.batches import BATCH, in_batches
 from gatepost.postgres.database import Database
 from gatepost.sessions import queries
 
-# Seconds between two rounds, of either; a tenth less is still a minute, in which no session is written twice.
+# Seconds between two rounds. With jitter it is at least a minute, in which no session is written twice.
 INTERVAL = 67.0
 _SWEEP_LOCK = 0x67617465_73776570  # "gateswep"
 
@@ -16,7 +16,7 @@ class LastSeen:
         self._database = database
         self._hashes: set[bytes] = set()
 
-    def saw(self, token_hash: bytes) -> None:
+    def record(self, token_hash: bytes) -> None:
         """Remember that this session is in use."""
         self._hashes.add(token_hash)
 

@@ -37,11 +37,11 @@ with _without_rich():
 
 Event = MutableMapping[str, Any]
 
-# Lines that may wait for stderr: 3 MB at most, a second and more of a flood.
+# Lines that may wait for stderr: at most 3 MB, more than a second of a flood.
 MOST = 10_000
-# Seconds that the last lines have at the end, should nobody read them.
+# Seconds for writing the last lines at the end, if stderr blocks.
 LAST_WORDS = 2.0
-# Whose lines below a warning are told. Other libraries' quote what they work on.
+# Loggers whose lines below a warning are shown. Other libraries quote the data that they process.
 _TOLD = ("gatepost", "gunicorn", "alembic")
 
 _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
@@ -145,7 +145,7 @@ def _in_order(_logger: Any, _method: str, event: Event) -> Event:
 
 
 def _printable(_logger: Any, _method: str, event: Event) -> Event:
-    """Without what would steer a terminal."""
+    """The text without control characters."""
     for key, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[key] = "".join(c if c.isprintable() else "\ufffd" for c in value)
@@ -209,7 +209,7 @@ class Outlet(logging.Handler):
                         break
                     lines += following
                 else:
-                    self._waiting.put(None)  # the end, for the loop around this one
+                    self._waiting.put(None)  # the sentinel of `close`, left for the outer loop
             self._put(lines)
             if self.dropped > self._told:
                 missing, self._told = self.dropped - self._told, self.dropped
@@ -221,9 +221,9 @@ class Outlet(logging.Handler):
         while left:
             try:
                 left = left[os.write(self._fd, left) :]
-            except BlockingIOError:  # whoever shares it has made it so
+            except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
                 select.select([], [self._fd], [])
-            except OSError:  # nobody is there to read it
+            except OSError:  # the reader has gone
                 return
 
 

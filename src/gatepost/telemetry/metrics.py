@@ -1,7 +1,7 @@
 """What is counted, for Prometheus. docs/monitoring.md says what each means.
 
-No label's value comes from a client: routes are templates, methods those that we know. Whoever counts in plain
-numbers of its own (a pool, the hasher) is asked for them at a scrape, and knows nothing of this module.
+No label's value comes from a client: routes are templates, methods those that we know. A part that counts in plain
+numbers (a pool, the hasher) is read at a scrape, and does not import this module.
 """
 
 import collections
@@ -28,7 +28,7 @@ _OF_THE_LIVING = ("gauge_livesum", "gauge_livemax", "gauge_livemostrecent")
 # the wait for a connection, 2 s that for the database.
 BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-# As nginx notes a request whose caller hung up before there was an answer; nobody is ever sent it.
+# nginx' code for a client that hung up before its answer. It is never sent.
 ABANDONED = 499
 
 Outcome = Literal["won", "lost", "throttled", "unavailable", "abandoned", "malformed"]
@@ -78,7 +78,7 @@ class Metrics:
     def __init__(self) -> None:
         import prometheus_client as prometheus  # noqa: PLC0415
 
-        # Half of all lines, which nothing here needs.
+        # The ``_created`` series would be half of all lines.
         prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._library = prometheus
         self.shared = _FOLDER in os.environ
@@ -109,7 +109,7 @@ class Metrics:
         self.gauge("gatepost_build_info", "Always 1; the version is a label.", ["version"], across="max").labels(
             version("gatepost")
         ).set(1)
-        if not self.shared:  # they know of one process only
+        if not self.shared:  # these collectors know one process only
             for collector in (
                 prometheus.ProcessCollector,
                 prometheus.PlatformCollector,
@@ -207,7 +207,7 @@ def share() -> Path:
     parent = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     _forget_the_dead(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    # Under another name until it is locked, or somebody else who starts just now would take it for a dead one's.
+    # Under another name until it is locked: a Gatepost that starts at the same moment would remove it as left over.
     unlocked = folder / "unlocked"
     descriptor = os.open(unlocked, os.O_CREAT | os.O_RDONLY, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)  # for as long as this process lives, or one forked from it
@@ -221,13 +221,13 @@ def _forget_the_dead(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             descriptor = os.open(folder / _LOCK, os.O_RDONLY | os.O_NOFOLLOW)
-        except OSError:  # another user's, or gone
+        except OSError:  # it belongs to another user, or is gone
             continue
         try:
             if os.fstat(descriptor).st_uid == os.geteuid():
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:  # somebody lives
+        except BlockingIOError:  # a process that uses it is alive
             pass
         finally:
             os.close(descriptor)
@@ -259,7 +259,7 @@ def worker_ended(pid: int) -> None:
 
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
     folder = Path(os.environ[_FOLDER])
-    # Whoever reads in between would count it twice, and Prometheus take the next, lower total for a restart.
+    # A scrape in between would count it twice, and Prometheus would take the next, lower total for a restart.
     with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
         for kind in _SUMMED:
             theirs, all_dead, merged = (folder / f"{kind}_{name}" for name in (f"{pid}.db", "dead.db", "dead.new"))

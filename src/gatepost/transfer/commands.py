@@ -88,7 +88,7 @@ def export_users(
                 raise CommandError(f"{blocking.gone(error)} after {count} users: the export is not whole") from None
             file.flush()
     except BrokenPipeError:
-        raise  # whoever reads has had enough
+        raise  # the reader has closed the pipe
     except OSError as error:
         raise CommandError(f"{output or '-'}: cannot be written: {error.strerror}: the export is not whole") from None
     complain(f"{count} users exported.")
@@ -188,7 +188,7 @@ def _refusals(report: Path | None) -> Iterator[Callable[[Refusal], None]]:
 @contextlib.contextmanager
 def _progress(file: BinaryIO) -> Iterator[Callable[[Counts, int], None]]:
     """A bar with rate and time left, where somebody is looking."""
-    # Here, since a process that serves shows no bar.
+    # Imported here: a process that serves shows no bar.
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""An import: judged here while Postgres stores what was judged before."""
+"""An import: one batch is judged here while Postgres stores the batch before."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -85,7 +85,7 @@ class Source:
             raise UnusableFile(first.reason.replace("the line", "its first line"))
         _, header = first
         for number, name in enumerate(header, 1):
-            if name not in COLUMNS:  # which is not repeated: in a file without a header it may be a hash
+            if name not in COLUMNS:  # not quoted: in a file without a header it may be a hash
                 known = ", ".join(sorted(COLUMNS))
                 raise UnusableFile(f"its first line must name the columns; number {number} is none of {known}")
         if "username" not in header or len(set(header)) < len(header):

@@ -121,7 +121,7 @@ def add(connection: Any, users: Sequence[Row], run: str, *, dry: bool) -> tuple[
     """Add users in one transaction; how many were there already, and which are refused. Raises BadRow, Gone."""
     with connection, connection.cursor() as cursor:
         text = b"".join([user.text for user in users])
-        # In one piece: before each further one this thread would wait until the one that judges lets it run (5 ms).
+        # One write for the whole batch: before each further one this thread would wait for the GIL (5 ms).
         cursor.copy_expert(_COPY, io.BytesIO(text), size=len(text))
         if dry:
             cursor.execute(_TRY)

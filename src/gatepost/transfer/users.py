@@ -75,7 +75,7 @@ class Judge:
     def _password(self, fields: Mapping[str, Any]) -> tuple[str | None, bytes | None, str | None, str | None]:
         text, salt = _text(fields, "hash"), _text(fields, "salt")
         norm, pepper = _text(fields, "norm"), _text(fields, "pepper")
-        # Django writes "!" and more for a password that nobody can have.
+        # Django writes "!" and random text for an unusable password.
         if text is None or text.startswith("!"):
             return None, None, None, None
         if norm not in {None, NORM, RAW}:
@@ -161,5 +161,5 @@ def _time(fields: Mapping[str, Any], name: str) -> str | None:
         raise _Wrong(f"{name}: must say its time zone (Z or +01:00)")
     try:
         return moment.astimezone(UTC).isoformat()
-    except OverflowError:  # Postgres would take it, and Python not take it back: no list of users could be read
+    except OverflowError:  # Postgres would store it and Python could not read it: every list of users would fail
         raise _Wrong(f"{name}: must lie in the years 1 to 9999 of UTC") from None

@@ -73,7 +73,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
         self.LISTENERS = [sock for sock in (app.sock, app.operators) if sock is not None]
 
     def signal(self, sig: int, frame: object) -> None:
-        """Whoever says SIGTERM twice means it."""
+        """A second SIGTERM ends the workers at once."""
         again = sig == signal.SIGTERM and self.app.stopping
         super().signal(signal.SIGQUIT if again else sig, frame)
 
@@ -83,7 +83,9 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
         super().stop(graceful)
 
     def reap_workers(self) -> None:
-        """See who has ended. One that could not boot ends all; while that is under way, a second one is no news."""
+        """Reap workers that have ended. One that could not boot ends all; while that is under way, a second one is
+        ignored.
+        """
         try:
             super().reap_workers()
         except HaltServer:
@@ -91,7 +93,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):  # type: ignore[misc]
                 raise
 
     def murder_workers(self) -> None:
-        """Once a second, and whenever a child has ended."""
+        """Called by gunicorn once a second, and when a child has ended."""
         self.app.keep_postgres()
         self.app.merge_metrics()
         super().murder_workers()

@@ -1,4 +1,4 @@
-"""What is run: everything is made ready here, before the first fork, and gunicorn told how to go on."""
+"""The application that gunicorn runs: everything is prepared here, before the first fork."""
 
 import asyncio
 import contextlib
@@ -22,18 +22,18 @@ from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.sockets import bind
 from gatepost.routes import api_document
 from gatepost.security.credentials import MissingPepper, refuse_missing_pepper
-from gatepost.server import Given, WebServer
+from gatepost.server import Prepared, WebServer
 from gatepost.telemetry import metrics
 from gatepost.telemetry.logs import log
 from gatepost.workers import _gunicorn
 from gatepost.workers.worker import Worker
 
-# Seconds without a sign of life after which a worker is killed and replaced.
+# Seconds without a heartbeat after which a worker is killed and replaced.
 HUNG = 30
 
 
 class _Log(Logger):  # type: ignore[misc] # gunicorn has no types
-    """gunicorn's messages, where all of ours go."""
+    """gunicorn's logger, which passes its messages on to ours."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -56,7 +56,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        """Ours, in gunicorn's terms."""
+        """Translate our configuration into gunicorn's."""
         webserver = self.config.webserver
         memory = Path("/dev/shm")  # noqa: S108 (unlinked at once; a heartbeat must not wait for a disk)
         settings = {
@@ -64,7 +64,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
             "worker_class": Worker,
             "worker_tmp_dir": str(memory) if os.access(memory, os.W_OK) else None,
             "timeout": HUNG,
-            # They end by themselves in time; this is for one that hangs.
+            # Workers end by themselves in time; this is for one that hangs.
             "graceful_timeout": math.ceil(webserver.shutdown_delay + webserver.shutdown_timeout) + 2,
             "control_socket_disable": True,
             "logger_class": _Log,
@@ -79,7 +79,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Callable[[int], WebServer]:
         """What a worker serves; called in it."""
-        return lambda slot: WebServer(self.config, given=Given(self._dsn, self.operators, slot))
+        return lambda slot: WebServer(self.config, given=Prepared(self._dsn, self.operators, slot))
 
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT or SIGQUIT.
@@ -88,7 +88,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         """
         _aiohttp.require()
         _gunicorn.require()
-        signal.signal(signal.SIGTERM, _exit)  # until gunicorn listens to it
+        signal.signal(signal.SIGTERM, _exit)  # until gunicorn installs its own handler
         with contextlib.ExitStack() as resources:
             webserver = self.config.webserver
             self.sock = resources.enter_context(bind(webserver.host, webserver.port, "port"))
@@ -102,8 +102,8 @@ class Workers(BaseApplication):  # type: ignore[misc]
                 resources.callback(self._postgres.stop)
             migrate = self._migrate or self.config.db.embedded
             self._dsn = self._prepare(self.config, self.config.db.start_timeout, migrate=migrate)
-            # What the workers have in common is made before they are forked, and stays where it is: a collection
-            # would write into the pages that they share.
+            # What workers share is created before they are forked and then frozen: a garbage collection would write
+            # into the shared pages.
             resources.callback(self._forget, metrics.share(), os.getpid())
             import prometheus_client  # noqa: F401, PLC0415 (only now: it looks once for what `share` has made)
 
@@ -170,7 +170,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         return dsn
 
     def _before_fork(self, arbiter: Any, worker: Worker) -> None:
-        # Those of a configuration that was read before are about to go.
+        # Workers with an older configuration are about to end.
         taken = {other.slot for other in arbiter.WORKERS.values() if other.config is self.config}
         worker.config = self.config
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
@@ -184,7 +184,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         self._ended.append(worker.pid)
 
     def _forget(self, folder: Path, arbiter: int) -> None:
-        if os.getpid() == arbiter:  # a worker that ends comes by here too
+        if os.getpid() == arbiter:  # a worker that ends runs this callback too
             metrics.forget(folder)
 
 

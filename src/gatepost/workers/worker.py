@@ -13,14 +13,14 @@ from gatepost.workers import _gunicorn
 if TYPE_CHECKING:
     from gatepost.server import WebServer
 
-# Seconds between two signs of life.
+# Seconds between two heartbeats.
 _BEAT = 1.0
 
 
 class Worker(_gunicorn.Worker):
     """Serves as one process does, with its share of the hashing, until the arbiter tells it to stop or is gone."""
 
-    config: Config  # it was forked with
+    config: Config  # the configuration at the time of the fork
     slot = 0  # among the workers of this configuration, from 0
     lifeline = -1  # reads end of file as soon as the arbiter ends, or all workers are to
 
@@ -43,7 +43,8 @@ class Worker(_gunicorn.Worker):
             try:
                 await self.server.serve(self.sockets[0], self._ready, accepts=1)
             except DatabaseUnavailable as error:
-                # It was there when the arbiter looked. The others get along without it for a time, and so do we.
+                # The database was there when the arbiter checked. Other workers serve through an outage, so this one
+                # waits as well.
                 if self.booted:
                     raise
                 if not waiting:
@@ -53,7 +54,7 @@ class Worker(_gunicorn.Worker):
 
     def _ready(self) -> None:
         self.booted = True
-        if self.age == self.config.webserver.workers:  # the last of the first
+        if self.age == self.config.webserver.workers:  # the last of the first generation
             port = self.sockets[0].getsockname()[1]
             print(self.server.welcome(port), flush=True)  # noqa: T201
 
@@ -74,7 +75,7 @@ class Worker(_gunicorn.Worker):
         self.loop.remove_reader(self.lifeline)
         try:
             leaving = os.read(self.lifeline, 1) == b""
-        except BlockingIOError:  # the arbiter goes on, without this one
+        except BlockingIOError:  # only this worker is to end
             leaving = False
         orphan = os.getppid() != self.ppid
         delay = self.server.config.webserver.shutdown_delay if leaving and not orphan else 0.0

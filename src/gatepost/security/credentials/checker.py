@@ -1,4 +1,4 @@
-"""Makes digests and checks them: the one door to everything in this folder."""
+"""Makes and checks digests. Other packages use this folder through `Credentials`."""
 
 import asyncio
 import contextlib
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-# The event loop's timers count whole milliseconds from when they are set: of logins that are answered at a common
-# moment it showed when their work was over (by 0.1 ms; AUC 0.57). A random part of whole milliseconds evens that out.
+# Timers of the event loop count whole milliseconds from when they are set, so failed logins with a common due time
+# still told when their hash was done (by 0.1 ms; AUC 0.57). A random delay hides that.
 _SPREAD_NS = 10_000_000
 
 
@@ -57,7 +57,7 @@ async def refuse_missing_pepper(config: PasswordsConfig, database: Database) -> 
 
 
 class Checked(NamedTuple):
-    """The digest of a password that was given, and when a lost login is answered, by ``time.monotonic``."""
+    """The digest of a given password, and when a failed login is answered, by ``time.monotonic``."""
 
     digest: bytes
     failure_due: float
@@ -66,8 +66,8 @@ class Checked(NamedTuple):
 class Credentials:
     """Makes and checks digests, a bounded number at a time, off the event loop.
 
-    ``key``: 32 secret bytes that all nodes share; what unknown names look like is derived from it. A ``place`` is
-    whom a hash is for, and has a share of the queue; None for what has none.
+    ``key``: 32 secret bytes that all nodes share; the settings of unknown names are derived from it. ``place``: the
+    network for which a hash is computed, which has a share of the queue; None if it has no share.
     """
 
     def __init__(self, config: PasswordsConfig, key: bytes) -> None:
@@ -99,11 +99,11 @@ class Credentials:
 
     @property
     def memory_kib(self) -> int:
-        """What one hash takes at most: of the stored kinds that which takes most."""
+        """The memory of one hash, of the most expensive stored kind."""
         return self._population.memory_kib
 
     def demand_room(self, place: str | None = None) -> None:
-        """Raise Overloaded if a password that came now would not be hashed: before anything is done for it."""
+        """Raise Overloaded if a password would not be hashed now. Asked before any other work."""
         self.hasher.demand_room(place)
 
     def close(self) -> None:
@@ -118,11 +118,11 @@ class Credentials:
         await self._population.learn(await database.read(stored_schemes), self.hasher)
 
     async def _look_again(self, database: Database) -> None:
-        with contextlib.suppress(Problem):  # busy, or no database: there will be another login
+        with contextlib.suppress(Problem):  # no room for a hash, or no database: the next login looks again
             await self._look(database)
 
     def dummy(self, name: str) -> Setting:
-        """What an unknown name seems to have stored: the same every time and on every node."""
+        """The setting of an unknown name: the same every time and on every node."""
         return self._setting(self._population.dummy(name))
 
     def _setting(self, kind: Kind) -> Setting:
@@ -130,9 +130,8 @@ class Credentials:
         return Setting(setting_of(kind), self._pepper if ours else None, NORM if ours else RAW)
 
     def is_weaker(self, setting: Setting) -> bool:
-        """Whether a password kept like this should be hashed anew, now that it is known.
-
-        Every foreign hash; of ours one with less of some cost, and more of none.
+        """Whether a password with this setting should be rehashed, now that it is known: every foreign hash, and one
+        of ours with a lower cost and no higher one.
         """
         try:
             kind = parse(setting.phc)
@@ -158,13 +157,13 @@ class Credentials:
     async def digest(self, setting: Setting, password: str, place: str | None = None) -> bytes:
         """The digest that a given password has under a stored setting.
 
-        Whatever is given, one hash is computed: text that cannot be a password gets a digest that matches nothing,
-        and so does a setting that is refused. Raises Overloaded when more wait than may.
+        One hash is computed whatever is given. Text that cannot be a password gets a digest that matches nothing, and
+        so does a setting that is refused. Raises Overloaded when the queue is full.
         """
         return (await self.check(setting, password, place)).digest
 
     async def check(self, setting: Setting, password: str, place: str | None = None) -> Checked:
-        """As `digest`, for a login: with the moment at which all lost ones are answered."""
+        """As `digest`, with the time at which a failed login is answered."""
         if self._database is not None and self._population.stale:
             self._population.looked()
             self._looking = asyncio.create_task(self._look_again(self._database))
@@ -172,7 +171,8 @@ class Credentials:
         try:
             kind = parse(setting.phc)
         except InvalidSetting as error:
-            # It came past the import and past the table's CHECK. Never computed; to the outside, a wrong password.
+            # Neither the import nor the table's CHECK should have let it in. It is not computed; the client is told
+            # that the password is wrong.
             log.warning("a stored password has a setting that is refused", reason=str(error))
             setting, secret = self.dummy(setting.phc), None
             kind = parse(setting.phc)
@@ -184,7 +184,8 @@ class Credentials:
     async def _derive(self, setting: Setting, kind: Kind, secret: bytes, place: str | None) -> Derived:
         key = None
         if setting.pepper is not None and (key := self._peppers.get(setting.pepper)) is None:
-            # Another node has the new pepper already, or this one lost the old: we cannot know, so no 401.
+            # Another node may have a new pepper, or this one may have lost an old one. The password may be right, so
+            # 503 and not 401.
             raise Unavailable("the pepper of this password is not configured on this node")
         derived = await self.hasher.derive(kind, secret, place)
         return derived._replace(digest=hmac.digest(key, derived.digest, "sha256")) if key else derived

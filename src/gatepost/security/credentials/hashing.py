@@ -48,13 +48,14 @@ def _nice() -> None:
 
 
 def derive(kind: Kind, secret: bytes) -> Derived:
-    """What a thread does: compute, and look at the clock."""
+    """Compute the digest and measure the time, on a thread."""
     began = time.monotonic()
     digest = kind.derive(secret)
     return Derived(digest, began, time.monotonic() - began)
 
 
-# How much the latest hash counts in the running estimate: a machine that becomes busy is noticed within some ten.
+# Weight of the latest hash in the running estimate: about ten hashes after a machine becomes busy, the estimate shows
+# it.
 _WEIGHT = 0.2
 
 
@@ -82,7 +83,7 @@ class Hasher:
         self._most = self.threads + queue
         self._timeout = timeout
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="hashing", initializer=_nice)
-        self._lock = threading.Lock()  # a thread counts its work out, the event loop counts in
+        self._lock = threading.Lock()  # threads subtract, the event loop adds
         self._admitted = 0
         self._expected = 0.0  # seconds that all of them will take, one after the other
         self._of_places: dict[str, Load] = {}  # of those that have hashes here
@@ -104,7 +105,7 @@ class Hasher:
 
     @property
     def wait(self) -> float:
-        """Seconds until a hash would begin that came now, by estimate; until a first one is done, none is known."""
+        """The estimated seconds until a new hash would begin. Unknown until the first hash is done."""
         return self._expected / self.threads if self._admitted >= self.threads else 0.0
 
     def demand_room(self, place: str | None = None) -> None:
@@ -128,7 +129,7 @@ class Hasher:
         self._count(1, expected, place)
         asked = time.monotonic()
         work = self._pool.submit(derive, kind, secret)
-        # When the work is over: which is not when a cancelled caller stops waiting for it, if it has begun.
+        # Counted out when the thread is done: a hash that has begun goes on after its caller was cancelled.
         work.add_done_callback(lambda _: self._count(-1, -expected, place))
         future = asyncio.wrap_future(work)
         try:

@@ -1,7 +1,7 @@
 """The kinds of digest: ours, and those that users bring along from elsewhere.
 
-Each is read from a *setting*: a hash as its system writes it, without the last field, the digest. A setting whose
-costs are beyond the limits is refused before anything is computed. Every `derive` gives the interpreter away.
+Each is read from a *setting*: a hash as its system writes it, without its last field, the digest. A setting whose
+costs exceed the limits is refused before anything is computed. Every `derive` releases the GIL.
 """
 
 import base64
@@ -153,7 +153,8 @@ class Bcrypt:
 
     def derive(self, secret: bytes) -> bytes:
         """The digest. All implementations look at 72 bytes; the package wants them cut by its caller."""
-        # Here, since few need it: 0.5 MB. Where such hashes are stored one is computed before anything is served.
+        # Imported here: few deployments need it (0.5 MB). Where such hashes are stored, one is computed before
+        # serving begins.
         import bcrypt  # noqa: PLC0415
 
         salt = to_bcrypt_base64(self.salt)
@@ -259,7 +260,7 @@ class Scrypt:
 
 
 def _aes_key_stream(key: bytes, length: int) -> bytes:
-    # Imported at its first use: few need it, and it is 10 MB of memory.
+    # Imported at its first use: few deployments need it, and it takes 10 MB.
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes  # noqa: PLC0415
 
     encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()

@@ -1,4 +1,4 @@
-"""A password as bytes: prepared as Gatepost does, or as the system did that a hash came from."""
+"""A password as bytes: prepared by Gatepost's rule, or by that of the system that an imported hash came from."""
 
 from dataclasses import dataclass, field
 

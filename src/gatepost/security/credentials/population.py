@@ -1,8 +1,7 @@
-"""Which kinds of password are stored: what an unknown name looks like, and when a lost login is answered.
-
-While every hash is ours and of the current costs, a dummy of that kind costs what any stored one does and nothing
-waits. Imported kinds take other times; so a dummy picks its kind as the stored ones are spread, and lost logins are
-answered at a common moment: as if each had taken as long as the slowest kind that is stored.
+"""The kinds of hashes that are stored. They decide which setting an unknown name gets, and when a failed login is
+answered. While every hash is ours and of the current costs, a dummy of that kind costs as much as any stored one, and
+no login waits. Imported kinds take other times. A dummy's kind is then chosen by how common the stored kinds are, and
+all failed logins are answered as if each had taken as long as the slowest stored kind.
 """
 
 import hmac
@@ -17,7 +16,7 @@ from gatepost.security.credentials.kinds import SALT_BYTES, InvalidSetting, Kind
 
 # Seconds after which the stored kinds are looked at again.
 MAX_AGE = 300.0
-# More than the slowest took when it was measured: a busy machine makes each of them slower.
+# A margin over the slowest kind as measured: on a busy machine each takes longer.
 _MARGIN = 1.25
 _MAX_SCHEMES = 200
 
@@ -68,7 +67,7 @@ class Population:
         return time.monotonic() - self._looked > MAX_AGE
 
     def looked(self) -> None:
-        """Somebody is looking: nobody else has to, even if that fails."""
+        """A look has begun: no other one is needed for a while, even if it fails."""
         self._looked = time.monotonic()
 
     async def learn(self, schemes: Mapping[str, int], hasher: Hasher) -> None:
@@ -78,7 +77,7 @@ class Population:
             try:
                 kinds[scheme] = with_salt(scheme, bytes(SALT_BYTES))
             except InvalidSetting:
-                continue  # a hostile one: its logins are computed like an unknown name's
+                continue  # a hostile setting: its logins are computed as for an unknown name
         slowest: dict[str, Kind] = {}
         if kinds.keys() - {self._current.scheme}:
             for kind in [self._current, *kinds.values()]:
@@ -106,21 +105,21 @@ class Population:
         return next(s for s, top in zip(self._schemes, self._heights, strict=True) if height < top)
 
     def failure_due(self, kind: Kind, derived: Derived) -> float:
-        """When a login that was lost is answered, by ``time.monotonic``."""
+        """When a failed login is answered, by ``time.monotonic``."""
         self._heed(kind, derived.seconds)
         period = max((self._seconds[kind.scheme][1] for kind in self._slowest.values()), default=0.0) * _MARGIN
         if not period:
             return 0.0
-        # One that took longer still waits for the next multiple, and not for its own end.
+        # A hash that took longer is answered at the next multiple, not at its own end.
         return derived.began + math.ceil(derived.seconds / period) * period
 
     def _heed(self, kind: Kind, seconds: float) -> None:
-        """Follow a busy machine, slowly down and at most to twice what was measured when it was not."""
+        """Adapt the time to a busy machine: slowly down again, and up to twice the first measurement."""
         if kind.scheme in self._seconds:
             first, lately = self._seconds[kind.scheme]
             self._seconds[kind.scheme] = first, min(2 * first, max(seconds, first, lately * 0.95))
         elif kind.scheme != self._current.scheme and kind.scheme not in self._schemes:
-            # Imported since the last look: it counts from now on, and the next login looks again.
+            # A kind that was imported since the last look: it counts from now on, and the next login looks again.
             self._seconds[kind.scheme] = seconds, seconds
             self._slowest[kind.scheme] = kind
             self._looked = -math.inf
