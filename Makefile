@@ -11,7 +11,7 @@ SIDE_BY_SIDE ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 COMPAT := ways_in connection stopping bad_input http
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check compat api-tools format bench timing wheel clean
+.PHONY: help run dev test faults check mutants compat api-tools format bench timing wheel clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: $(VENV)/developer ## The gate: formatting, lint, types, layers.
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+mutants: $(VENV)/developer ## Try changes that no test may let pass: whether the tests are sharp; ARGS=throttle for some of them.
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 compat: $(VENV)/developer ## Try the newest aiohttp: whether its upper bound in pyproject.toml may be raised.
 	@$(PYTHON) -m venv --clear $(VENV)/compat

@@ -6,6 +6,7 @@ rule about the whole text once for each text. The judgements are the library's o
 marks on one letter in quadratic time, so their number is bounded.
 """
 
+import mmap
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ class Profile:
         self._profile: Any = get_profile(name)
         self._ucd: Any = self._profile.base.ucd
         self._allowed = {PVALID} if name.startswith("Username") else {PVALID, "FREE_PVAL"}
-        # A megabyte that the system hands out page by page, as code points are seen.
-        self._verdicts = bytearray(0x110000)
+        # A megabyte of address space, of which the system hands out a page when a code point in it is seen.
+        self._verdicts = mmap.mmap(-1, 0x110000)
 
     def enforce(self, text: str) -> str:
         """The text as the profile has it. Raises UnicodeEncodeError, as the library's ``enforce`` does.

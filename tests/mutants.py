@@ -1,0 +1,396 @@
+"""`make mutants`: changes that no test may let pass, one at a time, each with the tests that ought to notice it.
+
+The source is copied, changed and tested; the checkout stays as it is. A change whose tests stay green has survived:
+then a test is missing, or too weak.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("src", "migrations", "tests", "docs", "bench", "pyproject.toml", "README.md", "config.json")
+HARDENING = "migrations/versions/0007_hardening.py"
+# Seconds that the tests of one change may take.
+PATIENCE = 600
+
+
+class Mutant(NamedTuple):
+    """``old`` stands in the file exactly once, and becomes ``new``; ``tests``: what pytest is given."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+def src(file: str, old: str, new: str, tests: str) -> Mutant:
+    """One of the source."""
+    return Mutant(f"src/gatepost/{file}", old, new, tests)
+
+
+MUTANTS = [
+    # Sessions.
+    Mutant(HARDENING, "ON u.id = s.user_id AND u.epoch = s.epoch", "ON u.id = s.user_id", "tests/test_epoch.py"),
+    Mutant(
+        HARDENING,
+        "        AND u.disabled_at IS NULL AND s.expires_at",
+        "        AND s.expires_at",
+        "tests/test_admin.py tests/test_epoch.py",
+    ),
+    Mutant(
+        HARDENING,
+        "s.expires_at > clock_timestamp()\n        AND s.last_seen_at",
+        "s.expires_at IS NOT NULL\n        AND s.last_seen_at",
+        "tests/test_login.py tests/test_my_sessions.py",
+    ),
+    Mutant(
+        HARDENING,
+        "        AND s.last_seen_at > clock_timestamp() - make_interval(secs => idle_timeout);",
+        ";",
+        "tests/test_my_sessions.py",
+    ),
+    Mutant(
+        HARDENING,
+        "WHEN password.digest <> with_digest THEN",
+        "WHEN length(password.digest) <> length(with_digest) THEN",
+        "tests/test_login.py",
+    ),
+    Mutant(
+        HARDENING,
+        "WHEN account.disabled_at IS NOT NULL THEN 'disabled'",
+        "WHEN false THEN 'disabled'",
+        "tests/test_login.py tests/test_epoch.py tests/test_admin.py",
+    ),
+    Mutant(HARDENING, "OFFSET max_per_user - 1", "OFFSET max_per_user", "tests/test_login.py tests/test_epoch.py"),
+    Mutant(
+        HARDENING,
+        "SELECT u.* INTO account FROM gatepost.users u WHERE u.id = account.id FOR NO KEY UPDATE;",
+        "SELECT u.* INTO account FROM gatepost.users u WHERE u.id = account.id;",
+        "tests/test_epoch.py tests/test_login.py",
+    ),
+    Mutant(HARDENING, "EXIT WHEN refused IS NOT NULL;", "", "tests/test_attempts.py"),
+    Mutant(
+        HARDENING,
+        "    IF NOT abandoned THEN\n        SELECT t.seconds",
+        "    IF false THEN\n        SELECT t.seconds",
+        "tests/test_attempts.py",
+    ),
+    Mutant(
+        HARDENING,
+        "        IF ahead > everys[i] THEN\n            UPDATE",
+        "        IF false THEN\n            UPDATE",
+        "tests/test_throttle.py",
+    ),
+    Mutant(
+        HARDENING,
+        "IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN",
+        "IF false THEN",
+        "tests/test_admin.py",
+    ),
+    src(
+        "sessions/handlers.py",
+        "        if opened is None:\n            raise InvalidCredentials",
+        "        if opened is None:\n            raise Unauthorized",
+        "tests/test_login.py",
+    ),
+    src(
+        "sessions/handlers.py",
+        "    if login.cookie and is_from_a_page(request):",
+        "    if False and is_from_a_page(request):",
+        "tests/test_cookies.py",
+    ),
+    src(
+        "sessions/handlers.py",
+        "        await asyncio.sleep(failure_due - time.monotonic())",
+        "        await asyncio.sleep(0)",
+        "tests/test_timing.py tests/test_imported_hashes.py",
+    ),
+    src(
+        "sessions/handlers.py",
+        "    credentials.demand_room(client.queue_share)",
+        "    credentials.dummy(name)",
+        "tests/test_flood.py",
+    ),
+    src(
+        "sessions/handlers.py",
+        "            abandoned=client.has_disconnected,",
+        "            abandoned=False,",
+        "tests/test_attempts.py",
+    ),
+    src("sessions/session.py", "hashlib.sha256(", "hashlib.sha1(", "tests/test_login.py tests/test_schema.py"),
+    src(
+        "sessions/guard.py",
+        "        if role is not None and role not in session.roles:",
+        "        if False:",
+        "tests/test_admin.py tests/test_guard.py",
+    ),
+    src(
+        "sessions/guard.py",
+        "        await demand(connection, session",
+        "        connection and demand(connection, session",
+        "tests/test_authority.py",
+    ),
+    src(
+        "sessions/authority.py",
+        "    if role is not None and role not in row[0]:",
+        "    if role is None and role not in row[0]:",
+        "tests/test_authority.py",
+    ),
+    src(
+        "sessions/authority.py",
+        "u.id = :user_id AND u.disabled_at IS NULL",
+        "u.id = :user_id",
+        "tests/test_authority.py",
+    ),
+    src(
+        "sessions/lookup.py",
+        "        if self._under_way == 0:\n            return bool(self._waiting)",
+        "        if self._under_way == 0:\n            return len(self._waiting) > 1",
+        "tests/test_lookup.py",
+    ),
+    # Accounts, recovery, administration.
+    src(
+        "accounts/password_queries.py",
+        "UPDATE gatepost.users SET epoch = epoch + 1",
+        "UPDATE gatepost.users SET epoch = epoch",
+        "tests/test_epoch.py tests/test_my_account.py",
+    ),
+    src(
+        "accounts/password_queries.py",
+        "    SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;\n",
+        "    SELECT FROM gatepost.users WHERE id = :id;\n",
+        "tests/test_epoch.py",
+    ),
+    src(
+        "accounts/password_queries.py",
+        "AND k.place IS DISTINCT FROM CAST(:place AS bytea)",
+        "AND k.place IS NULL",
+        "tests/test_guessing.py tests/test_my_account.py",
+    ),
+    src(
+        "accounts/password_queries.py",
+        "DELETE FROM gatepost.sessions s USING bumped b WHERE s.user_id = b.id AND s.handle <> :handle",
+        "DELETE FROM gatepost.sessions s USING bumped b WHERE s.user_id = b.id AND s.handle IS NULL",
+        "tests/test_my_account.py",
+    ),
+    src(
+        "accounts/handlers.py",
+        '    if config.accounts.registration == "closed":',
+        '    if config.accounts.registration == "shut":',
+        "tests/test_accounts.py",
+    ),
+    src(
+        "accounts/handlers.py",
+        "        buckets += request.app[THROTTLE].for_rename(session.user_id)",
+        "        pass",
+        "tests/test_guessing.py tests/test_my_account.py tests/test_attempts.py",
+    ),
+    src(
+        "accounts/policy.py", "in _common_passwords(", "in () or None in _common_passwords(", "tests/test_accounts.py"
+    ),
+    src(
+        "admin/queries.py",
+        "CASE WHEN b.new_roles OR b.disabling THEN 1 ELSE 0 END",
+        "CASE WHEN b.disabling THEN 1 ELSE 0 END",
+        "tests/test_epoch.py tests/test_admin.py",
+    ),
+    src(
+        "admin/queries.py",
+        "WHERE r.user_id = b.id AND b.disabling\n",
+        "WHERE r.user_id = b.id AND b.enabling\n",
+        "tests/test_admin.py",
+    ),
+    src(
+        "recovery/queries.py",
+        "r.code_hash = :code_hash AND r.expires_at > clock_timestamp()\n            AND u.id",
+        "r.code_hash = :code_hash\n            AND u.id",
+        "tests/test_my_account.py tests/test_admin.py",
+    ),
+    src(
+        "recovery/queries.py",
+        "UPDATE gatepost.users SET epoch = epoch + 1 WHERE",
+        "UPDATE gatepost.users SET epoch = epoch WHERE",
+        "tests/test_epoch.py tests/test_my_account.py",
+    ),
+    # Tokens, cookies, proxies.
+    src(
+        "http/tokens.py",
+        "-4[0-9a-f]{3}-",
+        "-[0-9a-f]{4}-",
+        "tests/test_guard.py tests/test_login.py tests/test_bad_input.py",
+    ),
+    src(
+        "http/tokens.py",
+        "    if method not in _SAFE_METHODS:",
+        "    if method in _SAFE_METHODS:",
+        "tests/test_cookies.py",
+    ),
+    src(
+        "http/tokens.py",
+        "httponly=True, secure=name == _COOKIE",
+        "httponly=False, secure=name == _COOKIE",
+        "tests/test_cookies.py",
+    ),
+    src("http/tokens.py", 'samesite="Lax")\n\n\ndef has', 'samesite="None")\n\n\ndef has', "tests/test_cookies.py"),
+    src("http/tokens.py", "if not values and _TOKEN", "if _TOKEN", "tests/test_cookies.py"),
+    src(
+        "forward_auth/handlers.py",
+        "if demand.role is not None and set(",
+        "if demand.role is None and set(",
+        "tests/test_forward_auth.py",
+    ),
+    src(
+        "forward_auth/handlers.py",
+        "            raise AmbiguousPath",
+        "            break",
+        "tests/test_forward_auth.py",
+    ),
+    src(
+        "security/addresses.py",
+        "while entries and within(believed, trusted):",
+        "while entries:",
+        "tests/test_addresses.py",
+    ),
+    # Throttles, hashing, refunds.
+    src(
+        "security/refunds.py",
+        "            if not isinstance(error, Problem) or isinstance(error, DatabaseUnavailable):\n                self._hold(taken)",
+        "            if not isinstance(error, Problem):\n                pass",
+        "tests/test_refunds.py",
+    ),
+    src(
+        "security/refunds.py",
+        "JUDGED = (Unauthorized, WrongPassword,",
+        "JUDGED = (Unauthorized,",
+        "tests/test_attempts.py tests/test_refunds.py tests/test_guessing.py",
+    ),
+    src(
+        "security/credentials/checker.py",
+        "        costs = (kind.memory_kib",
+        "        return False\n        costs = (kind.memory_kib",
+        "tests/test_credentials.py",
+    ),
+    src(
+        "security/credentials/checker.py",
+        "        digest = derived.digest if secret is not None else secrets.token_bytes(DIGEST_BYTES)",
+        "        digest = derived.digest",
+        "tests/test_credentials.py tests/test_login.py",
+    ),
+    src("security/precis.py", "MAX_MARKS = 30", "MAX_MARKS = 30_000", "tests/test_loop_work.py"),
+    # HTTP.
+    src(
+        "http/connection.py",
+        "        self._body_by = self._allow(self._config.body_timeout)",
+        "        self._body_by = _NEVER",
+        "tests/test_connection.py tests/test_ways_in.py",
+    ),
+    src(
+        "http/connection.py",
+        "            if self._chunked_left < 0:",
+        "            if False:",
+        "tests/test_connection.py",
+    ),
+    src(
+        "http/app.py",
+        '    headers["Cache-Control"] = "no-store"',
+        '    headers["Cache-Control"] = "private"',
+        "tests/test_http.py tests/test_web.py",
+    ),
+    src("http/strict_json.py", "MAX_DEPTH = ", "MAX_DEPTH = 10 * ", "tests/test_bad_input.py tests/test_web.py"),
+    src(
+        "postgres/database.py",
+        "            if not lost or time.monotonic() - began > ACQUIRE_TIMEOUT:",
+        "            if True:",
+        "tests/test_database.py",
+    ),
+    src(
+        "postgres/pool.py",
+        "        if self.closed or not connection.is_idle:",
+        "        if self.closed:",
+        "tests/test_database.py",
+    ),
+    # Logs and terminals.
+    src(
+        "process/console.py",
+        '    return "".join(character if character.isprintable() else "\\ufffd" for character in text)',
+        "    return text",
+        "tests/test_terminal.py",
+    ),
+    src(
+        "http/access_log.py",
+        "given if _SOUND.fullmatch(given) else uuid.uuid4().hex",
+        "given or uuid.uuid4().hex",
+        "tests/test_logs.py tests/test_http.py",
+    ),
+]
+
+
+def survives(mutant: Mutant) -> str | None:
+    """Why the change was not caught, if it was not."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+            else:
+                shutil.copy(ROOT / name, copy / name)
+        path = copy / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            return f"the text stands there {text.count(mutant.old)} times"
+        path.write_text(text.replace(mutant.old, mutant.new))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "--no-header",
+                "-p",
+                "no:cacheprovider",
+                *mutant.tests.split(),
+            ],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": f"{copy / 'src'}:{copy}"},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if done.returncode == 0:
+            return "its tests stay green"
+        if done.returncode != 1:
+            return f"pytest ended with {done.returncode}: {done.stdout[-500:]}"
+        return None
+
+
+def main() -> None:
+    """Try all of them, or those whose file or text contains what is given; exit with 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("containing", nargs="?", default="")
+    parser.add_argument("--at-once", type=int, default=(os.cpu_count() or 1) + 1)
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.containing in f"{m.file}\n{m.old}"]
+    with ThreadPoolExecutor(options.at_once) as threads:
+        survived = 0
+        for mutant, reason in zip(chosen, threads.map(survives, chosen), strict=True):
+            survived += reason is not None
+            line = " ".join(mutant.old.split())[:90]
+            print(
+                f"{'SURVIVED' if reason else 'caught  '} {mutant.file}: {line}"
+                + (f"\n    {reason}" if reason else "")
+            )
+    print(f"{len(chosen) - survived} of {len(chosen)} caught")
+    sys.exit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
