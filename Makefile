@@ -7,8 +7,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # Processes that test at once: one more than processors, since tests also wait.
 SIDE_BY_SIDE ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
 
-# The tests of what rests on aiohttp's private parts.
-COMPAT := ways_in connection stopping bad_input http
+# The tests of what rests on parts of libraries that these do not promise, and libraries to try beyond their bounds.
+COMPAT := private_parts ways_in connection stopping bad_input http database lookup workers
+NEWEST := aiohttp gunicorn
 
 .DEFAULT_GOAL := help
 .PHONY: help run dev test faults check mutants compat api-tools format bench timing wheel clean
@@ -38,13 +39,23 @@ check: $(VENV)/developer ## The gate: formatting, lint, types, layers.
 mutants: $(VENV)/developer ## Try changes that no test may let pass: whether the tests are sharp; ARGS=throttle for some of them.
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-compat: $(VENV)/developer ## Try the newest aiohttp: whether its upper bound in pyproject.toml may be raised.
-	@$(PYTHON) -m venv --clear $(VENV)/compat
-	@$(VENV)/compat/bin/python -m pip install --quiet 'pip>=25.1'
-	@$(VENV)/compat/bin/python -m pip install --quiet --editable '.[embedded]' --group dev
-	@$(VENV)/compat/bin/python -m pip install --quiet --upgrade --pre aiohttp
-	@$(VENV)/compat/bin/python -m pip show aiohttp | head -2
-	@$(VENV)/compat/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(COMPAT))) $(ARGS)
+compat: $(VENV)/developer ## Test with the lowest versions that pyproject.toml admits, and with the newest there are.
+	@$(INSTALL) 'uv>=0.9,<1'
+	@for which in lowest newest; do \
+		echo "==> $$which"; \
+		venv=$(VENV)/compat-$$which; \
+		$(BIN)/uv venv --quiet --clear --python $(BIN)/python $$venv || exit; \
+		export VIRTUAL_ENV=$$venv; \
+		if [ $$which = lowest ]; then \
+			$(BIN)/uv pip install --quiet --resolution lowest-direct --editable '.[embedded]' || exit; \
+			$(BIN)/uv pip install --quiet --group dev || exit; \
+		else \
+			$(BIN)/uv pip install --quiet --editable '.[embedded]' --group dev || exit; \
+			$(BIN)/uv pip install --quiet --upgrade --prerelease allow $(NEWEST) || exit; \
+		fi; \
+		$(BIN)/uv pip list --quiet | grep -E '^(aiohttp|aiopg|gunicorn|pydantic|sqlalchemy) '; \
+		$$venv/bin/python -m pytest -n $(SIDE_BY_SIDE) --dist worksteal $(addprefix tests/test_,$(addsuffix .py,$(COMPAT))) $(ARGS) || exit; \
+	done
 
 api-tools: $(VENV)/api-tools/installed ## Install what others make clients with, for the tests of the OpenAPI document.
 
