@@ -69,7 +69,7 @@ class Lookup:
                 await self._ask()
             finally:
                 self._under_way -= 1
-            # Those who have come meanwhile go with this worker, or with the other when its query ends.
+            # Checks that arrived meanwhile are answered by this worker, or by the other one when its query ends.
             if not self._worth_another():
                 return
             self._under_way += 1
@@ -77,7 +77,7 @@ class Lookup:
     async def _ask(self) -> None:
         deadline = self._waiting_since + ANSWER_TIMEOUT  # of whoever has waited longest
         batch = self._next_batch()
-        if not batch:  # another worker was quicker
+        if not batch:  # another worker has taken them
             return
         self.queries += 1
         self.tokens += len(batch)
@@ -98,7 +98,7 @@ class Lookup:
                     answer.set_result(session)
 
     def _give_up_on_those_who_waited(self, error: Exception) -> None:
-        """Behind a query that hung their time has run out as well; a quick failure hurts nobody else."""
+        """Fail the checks that waited behind a query that hung: their time is over too."""
         if time.monotonic() - self._waiting_since > ACQUIRE_TIMEOUT:
             waiting, self._waiting = self._waiting, defaultdict(list)
             for answer in _still_awaited(waiting.values()):
