@@ -41,7 +41,7 @@ TRUSTED = [ipaddress.ip_network(text) for text in ("10.0.0.0/8", "192.0.2.7/32",
         ),
     ],
 )
-def test_an_address_is_read_with_its_port_and_brackets_and_all_else_is_none(written: str, meant: str | None) -> None:
+def test_an_address_is_read_with_port_and_brackets_and_other_text_is_refused(written: str, meant: str | None) -> None:
     assert addresses.parse(written) == (ip(meant) if meant else None)
 
 
@@ -72,7 +72,7 @@ def test_an_address_is_read_with_its_port_and_brackets_and_all_else_is_none(writ
         ("10.0.0.1", [""], "10.0.0.1"),
     ],
 )
-def test_the_first_address_from_the_right_that_is_none_of_ours_is_the_client(
+def test_the_first_untrusted_address_from_the_right_is_the_client(
     peer: str, forwarded: list[str], client: str
 ) -> None:
     assert addresses.client(ip(peer), forwarded, TRUSTED) == ip(client)
@@ -112,7 +112,7 @@ def test_a_place_is_a_24_of_ipv4_and_a_56_of_ipv6(address: str, place: str) -> N
         ("93.184.216.34", TRUSTED, False),
     ],
 )
-def test_everybody_may_be_behind_a_named_proxys_own_address_and_behind_a_private_one_where_none_is_named(
+def test_a_trusted_proxys_own_address_and_an_unnamed_private_one_have_no_share_of_the_queue(
     address: str, trusted: list[addresses.Network], many: bool
 ) -> None:
     assert addresses.may_be_many(ip(address), trusted) is many

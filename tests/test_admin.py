@@ -573,7 +573,7 @@ async def test_a_malformed_cursor_is_422_and_named(root: Caller, path: str, bad:
     assert [error["field"] for error in answer.body["errors"]] == ["cursor"]
 
 
-async def test_a_cursor_of_one_list_is_none_of_the_other(root: Caller) -> None:
+async def test_a_cursor_of_one_list_is_refused_by_the_other(root: Caller) -> None:
     assert (await root("GET", "/admin/events", cursor=cursor.after_name("a"))).status == 422
     assert (await root("GET", "/admin/users", cursor=cursor.before_event(datetime.now(UTC), 7))).status == 422
 

@@ -86,7 +86,7 @@ def test_every_query_that_takes_is_walked_here() -> None:
     assert taking() == set(USES)
 
 
-def test_none_of_them_is_used_but_through_the_one_way() -> None:
+def test_queries_that_take_attempts_are_used_through_refunds_only() -> None:
     queries = taking()
     for source in sources():
         rightly = {
@@ -158,7 +158,7 @@ def login(password: str) -> bytes:
     return raw("POST", "/user", body=b'{"username":"ada","password":"%s"}' % password.encode())
 
 
-async def test_right_passwords_whose_callers_hang_up_before_they_are_hashed_lock_nobody_out(
+async def test_right_passwords_whose_clients_hang_up_before_hashing_lock_no_user_out(
     client: Client, dsn: Dsn, hashes: tuple[list[bytes], threading.Event]
 ) -> None:
     began, go_on = hashes
@@ -185,7 +185,7 @@ async def test_right_passwords_whose_callers_hang_up_before_they_are_hashed_lock
 
 
 @pytest.mark.parametrize(("password", "kinds"), [(PASSWORD, []), ("wrong", ["authn_login_fail"])])
-async def test_a_login_whose_caller_hangs_up_while_it_is_hashed_is_judged_and_opens_nothing(
+async def test_a_login_whose_client_hangs_up_during_hashing_is_judged_and_opens_no_session(
     client: Client, dsn: Dsn, hashes: tuple[list[bytes], threading.Event], password: str, kinds: list[str]
 ) -> None:
     began, go_on = hashes
@@ -215,7 +215,7 @@ async def test_a_login_whose_caller_hangs_up_while_it_is_hashed_is_judged_and_op
     assert rows(dsn, "SELECT 1 FROM gatepost.sessions") == []
 
 
-async def test_a_password_change_whose_caller_hangs_up_while_it_is_hashed_is_carried_through(
+async def test_a_password_change_whose_client_hangs_up_during_hashing_is_completed(
     client: Client, dsn: Dsn, hashes: tuple[list[bytes], threading.Event]
 ) -> None:
     began, go_on = hashes
@@ -280,7 +280,7 @@ async def test_a_login_is_as_durable_as_before(client: Client, dsn: Dsn) -> None
     assert rows(dsn, "SELECT setting FROM gatepost.seen") == [("on",)]
 
 
-async def test_a_login_that_is_lost_waits_for_nobody_who_has_the_users_row(client: Client, dsn: Dsn) -> None:
+async def test_a_failed_login_does_not_wait_for_the_lock_on_the_users_row(client: Client, dsn: Dsn) -> None:
     await register(client, "ada")
     with contextlib.closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as holder:
         holder.cursor().execute("SELECT FROM gatepost.users FOR NO KEY UPDATE")

@@ -260,7 +260,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_cannot_make_us_hoard_ans
     await eventually(lambda: connection not in server_of(client).admission.members)
 
 
-async def test_of_many_clients_that_never_read_those_with_most_time_had_are_cut_off(
+async def test_of_many_clients_that_never_read_the_oldest_are_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "MAX_UNTAKEN", 3)
@@ -326,7 +326,7 @@ async def test_slow_clients_do_not_keep_others_from_being_served(serve: Serve) -
 # ------------------------------------------------------------------------------------------------- limits
 
 
-async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(serve: Serve) -> None:
+async def test_at_the_connection_limit_the_connection_idle_longest_makes_room(serve: Serve) -> None:
     client = await serve(max_connections=3)
     async with connected(client) as first, connected(client) as second, connected(client) as third:
         for each in (first, second, third, first):  # so the second has been idle longest
@@ -340,7 +340,7 @@ async def test_at_the_limit_a_newcomer_takes_the_place_of_the_one_idle_longest(s
 
 
 @pytest.mark.parametrize("patience", [0, 60])
-async def test_at_the_limit_who_is_slow_with_a_body_makes_room_as_who_is_idle(
+async def test_at_the_connection_limit_a_slow_body_makes_room_as_an_idle_connection_does(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
     monkeypatch.setattr(connection, "_PATIENCE", patience)

@@ -267,7 +267,7 @@ async def test_a_page_of_another_origin_may_not(client: Client, token: str, cook
     assert await status_of(client, token) == 200
 
 
-async def test_a_host_that_is_empty_is_nobodys_origin(client: Client, token: str, cookie: str) -> None:
+async def test_an_empty_host_header_matches_no_origin(client: Client, token: str, cookie: str) -> None:
     for origin in ("Origin: ", "Origin: null", "Origin: https://"):
         answer = await send(client, "DELETE", "/user", cookie, origin, host="")
         assert answer.status in {400, 403}

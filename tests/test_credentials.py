@@ -128,9 +128,7 @@ async def test_a_dummy_is_like_a_stored_setting_in_all_but_its_salt(credentials:
     ("m", "t", "p", "weaker"),
     [(8192, 1, 1, True), (9000, 2, 1, False), (9000, 1, 1, True), (8192, 5, 1, False), (20000, 3, 1, False)],
 )
-def test_only_what_is_weaker_in_some_way_and_stronger_in_none_is_hashed_anew(
-    m: int, t: int, p: int, weaker: bool
-) -> None:
+def test_only_a_hash_with_a_lower_cost_and_no_higher_one_is_rehashed(m: int, t: int, p: int, weaker: bool) -> None:
     it = Credentials(PasswordsConfig(memory_kib=9000, iterations=2), KEY)
     assert it.is_weaker(Setting(f"$argon2id$v=19$m={m},t={t},p={p}$c29tZXNhbHRzb21lc2FsdA", None)) is weaker
     it.close()
@@ -226,7 +224,7 @@ async def admitted(
     raise AssertionError("nothing was refused")
 
 
-async def test_one_more_than_may_wait_is_told_so_at_once_and_a_place_comes_free_again(held: Held) -> None:
+async def test_a_full_queue_refuses_at_once_and_accepts_again_when_there_is_room(held: Held) -> None:
     held.seconds = {"argon2": 0.1}
     it = Credentials(CHEAP.model_copy(update={"threads": 1, "queue": 2}), KEY)
     tasks = [asyncio.create_task(it.create(PASSWORD)) for _ in range(5)]
@@ -328,7 +326,7 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     it.set()
 
 
-async def test_each_place_leaves_as_much_of_the_queue_free_as_it_has_and_the_next_one_gets_in(
+async def test_each_place_leaves_as_much_of_the_queue_free_as_it_uses(
     go_on: threading.Event,
 ) -> None:
     hasher = hashing.Hasher(1, 11, 60)
@@ -377,7 +375,7 @@ async def test_who_is_no_place_may_fill_the_queue_and_an_idle_thread_is_for_whoe
         hasher.close()
 
 
-async def test_of_the_time_that_may_be_waited_a_place_has_no_more_than_it_leaves_either(held: Held) -> None:
+async def test_a_place_uses_no_more_waiting_time_than_it_leaves_free(held: Held) -> None:
     hasher = hashing.Hasher(1, 100, 2.0)
     held.seconds = {"argon2": 0.5}
     held.go_on.set()

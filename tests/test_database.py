@@ -258,7 +258,7 @@ async def test_waiters_get_the_connection_of_a_cancelled_holder(dsn: Dsn) -> Non
         await database.close()
 
 
-async def test_a_connect_that_hangs_holds_nobody_else_up(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connect_that_hangs_does_not_delay_other_connects(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECT_TIMEOUT", 3.0)
     async with proxy(dsn) as network:
         connections = Pool(network.dsn(), 3)

@@ -348,7 +348,7 @@ def test_an_owner_killed_in_its_first_start_is_repaired(make: Make, run: Run, fo
     assert kept(server) == 1
 
 
-def test_a_stale_pid_of_somebody_alive_does_not_matter(make: Make, folder: Path) -> None:
+def test_a_stale_pid_that_another_process_has_does_not_matter(make: Make, folder: Path) -> None:
     postgres = make()
     server = postgres.start()
     keep(server)
@@ -491,7 +491,7 @@ def test_a_path_too_long_for_a_socket_works(make: Make, folder: Path) -> None:
 
 
 @as_root
-def test_a_socket_folder_of_somebody_else_is_not_trusted(make: Make, folder: Path) -> None:
+def test_a_socket_folder_of_another_user_is_not_trusted(make: Make, folder: Path) -> None:
     data_dir = folder / ("long" * 20) / ("path" * 20)
     postgres = make(data_dir)
     socket_dir = Path(postgres.start().socket_dir)
@@ -612,7 +612,9 @@ def test_root_is_no_user_to_run_it_as(make: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["root", "a-user-who-is-not-there"])
-def test_an_ordinary_user_can_run_it_as_nobody_else(make: Make, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_ordinary_user_cannot_run_it_as_another_user(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     postgres = make(run_as=name)
     monkeypatch.setattr(os, "getuid", lambda: STRANGER)
     with pytest.raises(EmbeddedError, match=f"only root can run Postgres as {name}"):

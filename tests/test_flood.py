@@ -193,7 +193,7 @@ async def flood(client: Client, ips: list[str], fit: int) -> list[asyncio.Task[i
 @pytest.mark.parametrize(
     "ips", [["203.0.113.5", "203.0.113.77"], ["2001:db8:0:aa00::1", "2001:db8:0:aaff::9"]], ids=["IPv4", "IPv6"]
 )
-async def test_a_place_that_floods_the_queue_keeps_itself_out_and_nobody_else_whatever_is_hashed(
+async def test_a_place_that_floods_the_queue_is_refused_and_other_places_are_not(
     config: Config,
     start_server: StartServer,
     dsn: Dsn,

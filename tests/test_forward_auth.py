@@ -210,7 +210,9 @@ async def test_a_role_is_demanded(client: Client, token: str, query: str, status
         "?role=" + "x" * 65,
     ],
 )
-async def test_a_demand_that_is_none_is_422_and_never_passes(client: Client, token: str, query: str) -> None:
+async def test_an_empty_or_invalid_role_demand_is_422_and_never_passes(
+    client: Client, token: str, query: str
+) -> None:
     for headers in ([f"Authorization: {token}"], []):
         answer = await ask(client, *headers, query=query)
         assert (answer.status, answer.code) == (422, "invalid_body")
@@ -246,7 +248,9 @@ async def test_roles_of_any_text_stay_apart_and_forge_no_header(client: Client, 
     assert (await ask(client, f"Authorization: {token}", query="?role=staff")).status == 403
 
 
-async def test_no_roles_are_said_too_so_that_nobody_elses_word_stands(client: Client, token: str, dsn: Dsn) -> None:
+async def test_an_empty_roles_header_is_sent_so_that_no_client_can_set_it(
+    client: Client, token: str, dsn: Dsn
+) -> None:
     give_roles(dsn, "ada")
     answer = await ask(client, f"Authorization: {token}")
     assert answer.headers["Remote-Roles"] == ""
@@ -653,7 +657,7 @@ async def test_a_foreign_page_changes_nothing_with_the_cookie(
 
 
 @pytest.mark.parametrize("headers", OWN)
-async def test_an_own_page_changes_what_it_wants(
+async def test_a_page_of_our_own_origin_may_change_things(
     proxy: int, backend: Backend, token: str, headers: list[str]
 ) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE"):

@@ -118,7 +118,7 @@ BODIES = {
 }
 
 
-async def test_each_route_answers_each_role_as_is_said_here_and_nobody_reaches_what_is_anothers(
+async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_another_users_data(
     client: Client, dsn: Dsn, ada: dict[str, Any]
 ) -> None:
     assert set(FOR_OTHERS) == set(PROTECTED)

@@ -182,7 +182,7 @@ async def test_only_wrong_guesses_count(client: Client, dsn: Dsn) -> None:
     assert [await guess(client, ip=HOME) for _ in range(11)] == [401] * 10 + [429]
 
 
-async def test_a_login_that_nobody_had_time_for_does_not_count(
+async def test_a_login_that_was_refused_for_overload_costs_no_attempt(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await register(client, "ada")
@@ -310,9 +310,7 @@ async def test_ten_places_are_known_and_the_newest_stay(client: Client, dsn: Dsn
     assert rows(dsn, "SELECT count(*) FROM gatepost.known_places") == [(0,)]
 
 
-async def test_logins_from_one_place_write_it_down_once_an_hour(
-    client: Client, dsn: Dsn, ada: dict[str, Any]
-) -> None:
+async def test_a_known_place_is_written_once_an_hour(client: Client, dsn: Dsn, ada: dict[str, Any]) -> None:
     for _ in range(3):
         await sign_in(client)
         seen = rows(dsn, "SELECT xmin, seen_at FROM gatepost.known_places")
@@ -462,7 +460,7 @@ async def test_wrong_current_passwords_are_counted_for_the_user_and_guessing_els
     await sign_in(client)
 
 
-async def test_a_right_current_password_costs_nothing_nor_does_a_new_one_that_will_not_do(
+async def test_a_right_current_password_and_an_unacceptable_new_one_cost_no_attempt(
     client: Client, ada: dict[str, Any]
 ) -> None:
     token = await sign_in(client)
@@ -630,7 +628,7 @@ async def test_the_sessions_of_a_user_who_signs_in_from_many_devices_at_once_are
         await asyncio.gather(*(log_in(client) for _ in range(10)))
 
 
-async def test_an_account_gets_few_new_names_taken_ones_count_and_its_own_in_another_spelling_does_not(
+async def test_renames_are_limited_taken_names_count_and_another_spelling_of_the_own_name_does_not(
     config: Config, start_server: StartServer
 ) -> None:
     client = await start_server(limited(config, rename_burst=3))

@@ -321,7 +321,7 @@ def test_an_export_that_breaks_off_is_one_line_that_says_so(run: Run, dsn: Dsn) 
     assert "canceling statement due to lock timeout) after 0 users: the export is not whole" in done.stderr
 
 
-def test_a_full_disk_ends_an_export_in_one_line_and_a_reader_who_has_had_enough_in_none(
+def test_a_full_disk_ends_an_export_with_one_line_and_a_closed_pipe_with_none(
     run: Run, dsn: Dsn, tmp_path: Path
 ) -> None:
     run("import", "-", stdin=jsonl(*({"username": f"user{n}"} for n in range(2000))))

@@ -76,7 +76,7 @@ def test_a_strangers_text_does_not_steer_the_terminal() -> None:
     assert "c\ufffd[2Jd" in told
 
 
-def test_only_what_is_serious_enough_is_told_and_of_libraries_only_warnings() -> None:
+def test_the_log_level_is_respected_and_libraries_log_warnings_only() -> None:
     body = """
 for name in ('gatepost', 'alembic', 'sqlalchemy.engine', 'somebody'):
     for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
@@ -180,9 +180,7 @@ def test_lines_beyond_the_bound_are_counted_and_left_out_and_a_line_says_so(
     )
 
 
-def test_lines_that_nobody_reads_do_not_hold_up_the_end(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unread_log_lines_do_not_delay_the_end(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "LAST_WORDS", 0.1)
     outlet = logs.Outlet(pipe[1], logs.formatter(readable=False))
     for _ in range(200):

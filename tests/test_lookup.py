@@ -68,7 +68,7 @@ async def test_a_thousand_checks_started_together_take_a_handful_of_queries(
     assert [s.user_id for s in found if s] == ["".join(owners["\\x" + h.hex()]) for h in hashes]
 
 
-async def test_a_check_alone_is_one_query_and_waits_for_nobody(
+async def test_a_single_check_is_one_query_and_does_not_wait(
     lookup: Lookup, dsn: Dsn, count_round_trips: CountRoundTrips
 ) -> None:
     (token_hash,) = seed(dsn, 1)
@@ -187,7 +187,7 @@ async def test_one_members_cancellation_does_not_hurt_the_others(lookup: Lookup,
 
 
 @pytest.mark.deadlines
-async def test_a_failed_query_is_503_to_those_in_it_and_to_nobody_else(lookup: Lookup, dsn: Dsn) -> None:
+async def test_a_failed_query_is_503_for_the_checks_in_it_only(lookup: Lookup, dsn: Dsn) -> None:
     first, second = seed(dsn, 2)
     with locked(dsn, "sessions"):
         failing = asyncio.create_task(lookup.find(first))
@@ -198,7 +198,7 @@ async def test_a_failed_query_is_503_to_those_in_it_and_to_nobody_else(lookup: L
 
 
 @pytest.mark.deadlines
-async def test_nobody_waits_out_two_hanging_queries_one_after_the_other(lookup: Lookup, dsn: Dsn) -> None:
+async def test_no_check_waits_for_two_hanging_queries_in_a_row(lookup: Lookup, dsn: Dsn) -> None:
     hashes = seed(dsn, 6)
 
     async def six() -> None:
@@ -216,9 +216,7 @@ async def test_nobody_waits_out_two_hanging_queries_one_after_the_other(lookup: 
 
 
 @pytest.mark.deadlines
-async def test_a_check_that_came_behind_one_that_hangs_waits_no_longer_than_that_one(
-    lookup: Lookup, dsn: Dsn
-) -> None:
+async def test_a_check_behind_a_hanging_query_waits_no_longer_than_that_query(lookup: Lookup, dsn: Dsn) -> None:
     first, second = seed(dsn, 2)
     # Not so long before that one fails as to be given up with it: it has a query of its own, which hangs too.
     ahead = connection.STATEMENT_TIMEOUT - pool.ACQUIRE_TIMEOUT + 0.05

@@ -57,7 +57,9 @@ async def test_dead_sessions_are_not_listed(client: Client, dsn: Dsn, ada: dict[
     assert [s["handle"] for s in await listed(client, tokens[0])] == [handles[3]]
 
 
-async def test_i_can_end_one_of_mine_but_nobody_elses(client: Client, dsn: Dsn, ada: dict[str, Any]) -> None:
+async def test_a_user_can_end_an_own_session_but_not_another_users(
+    client: Client, dsn: Dsn, ada: dict[str, Any]
+) -> None:
     await register(client, "bob")
     bob = await log_in(client, "bob")
     here, there = await log_in(client), await log_in(client)
@@ -89,7 +91,7 @@ async def test_i_can_end_my_other_sessions_or_all(
 
 
 @pytest.mark.parametrize("query", ["", "?scope=", "?scope=mine", "?scope=all&scope=others", "?scope=all&x=1"])
-async def test_a_scope_that_is_none_is_422_and_ends_nothing(client: Client, ada: dict[str, Any], query: str) -> None:
+async def test_an_unknown_scope_is_422_and_ends_no_session(client: Client, ada: dict[str, Any], query: str) -> None:
     tokens = [await log_in(client) for _ in range(2)]
     answer = await client.delete(f"/sessions{query}", headers=bearer(tokens[0]))
     assert answer.status == 422

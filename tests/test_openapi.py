@@ -133,7 +133,7 @@ async def test_the_document_is_public(client: Client) -> None:
         assert await answer.json() == DOCUMENT
 
 
-async def test_the_document_is_made_when_somebody_asks_for_it_and_holds_up_nobody_else(
+async def test_the_document_is_made_on_the_first_request_and_delays_no_other_request(
     config: Config, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_for = threading.Event()

@@ -200,7 +200,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", BARE)
-async def test_a_proxy_on_this_machine_that_is_told_nothing_publishes_no_metrics(
+async def test_a_proxy_on_this_machine_without_configuration_publishes_no_metrics(
     client: Client, port: int, tmp_path: Path, name: str
 ) -> None:
     assert client.server.port is not None

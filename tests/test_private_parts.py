@@ -79,7 +79,7 @@ def test_a_gunicorn_without_one_of_them_is_refused(owner: type, name: str, monke
 _COMMON = {"_loop", "_waiter", "_close", "_run", "_ready"}
 
 
-def test_nobody_else_uses_them() -> None:
+def test_no_other_module_uses_them() -> None:
     theirs = {name for _, name in _aiohttp.PRIVATE} | set(_aiopg.PRIVATE)
     found = {
         (path.name, node.attr)

@@ -91,7 +91,7 @@ async def test_while_no_connection_is_free_attempts_are_held_and_given_back_afte
 
 
 @pytest.mark.deadlines
-async def test_a_bucket_that_somebody_has_locked_is_given_back_to_when_it_is_free(
+async def test_a_locked_bucket_is_given_back_to_once_its_lock_is_free(
     database: Database, refunds: Refunds, dsn: Dsn
 ) -> None:
     first, second = await take(database, "a"), await take(database, "a")
@@ -107,7 +107,7 @@ async def test_a_bucket_that_somebody_has_locked_is_given_back_to_when_it_is_fre
     assert ahead(dsn)[0] < SOON
 
 
-async def test_it_is_not_tried_again_when_nobody_knows_what_became_of_the_commit(
+async def test_a_write_with_an_unknown_commit_outcome_is_not_tried_again(
     database: Database, refunds: Refunds, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = throttle.give_back
@@ -150,7 +150,7 @@ async def test_what_is_held_takes_bounded_memory(refunds: Refunds, monkeypatch: 
     assert refunds._held[bucket("a").key][0] == 20 * HOUR.every
 
 
-async def test_many_are_given_back_in_batches_and_what_comes_meanwhile_is_not_lost(
+async def test_attempts_are_given_back_in_batches_and_none_that_arrives_meanwhile_is_lost(
     database: Database, refunds: Refunds, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gatepost.security.refunds.BATCH", 2)
@@ -165,7 +165,7 @@ async def test_many_are_given_back_in_batches_and_what_comes_meanwhile_is_not_lo
     assert max(ahead(dsn)) < SOON
 
 
-async def test_a_server_that_stops_gives_back_what_it_holds(config: Config, dsn: Dsn) -> None:
+async def test_a_server_that_stops_gives_held_attempts_back(config: Config, dsn: Dsn) -> None:
     server = WebServer(config)
     app = await server.initializer()
     database = await Database.open(dsn, 1)

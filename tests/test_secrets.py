@@ -209,7 +209,7 @@ def test_a_token_is_no_request_id_by_chance(dsn: Dsn, tmp_path: Path) -> None:
     assert all(name in process.output for name in talk.answered)
 
 
-def test_checks_that_are_answered_get_no_line_and_those_that_fail_here_do(dsn: Dsn, tmp_path: Path) -> None:
+def test_answered_checks_get_no_log_line_and_failed_ones_do(dsn: Dsn, tmp_path: Path) -> None:
     with running(tmp_path, **environment_of(dsn), **OPEN, **CHEAP) as process:
         talk = Conversation(process)
         talk.ask("POST", "/account", {"username": "ada", "password": OLD})

@@ -286,7 +286,7 @@ async def test_health_tells_a_dead_database_from_a_dead_process(client: Client, 
     assert (await codes())["/health/ready"] >= 500
 
 
-async def test_ping_is_what_it_always_was(client: Client) -> None:
+async def test_ping_answers_as_it_always_has(client: Client) -> None:
     answer = await client.get("/ping")
     body: Any = await answer.json()
     assert body == {"text": "pong", "status": "success"}

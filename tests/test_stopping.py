@@ -328,7 +328,7 @@ async def test_whoever_has_connected_by_the_time_the_listener_closes_is_answered
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a packet filter of Linux")
-def test_nobody_begins_to_connect_after_the_last_accept_and_who_has_is_served() -> None:
+def test_after_the_last_accept_no_handshake_completes_and_earlier_ones_are_served() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as early,

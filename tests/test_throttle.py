@@ -91,7 +91,7 @@ async def test_a_refused_attempt_writes_nothing_and_says_how_long_it_is(database
     assert refused.value.headers["RateLimit-Policy"] == '"hour";q=3;w=10800'
 
 
-async def test_of_two_that_refuse_the_longer_wait_is_told(database: Database) -> None:
+async def test_of_two_refusing_buckets_the_longer_wait_is_reported(database: Database) -> None:
     short = Limit("short", 3, 600)
     while await passes(database, bucket("a"), bucket("b", short)):
         pass
@@ -123,9 +123,7 @@ async def test_who_is_refused_by_one_bucket_takes_nothing_from_another_also_when
     assert rows(dsn, taken, shared.key) == [(5,)]
 
 
-async def test_no_two_that_share_some_of_their_buckets_wait_for_each_other(
-    database: Database, other_node: Database
-) -> None:
+async def test_attempts_that_share_buckets_do_not_deadlock(database: Database, other_node: Database) -> None:
     many = Limit("many", 10_000, 1)
     buckets = [bucket(str(number), many) for number in range(6)]
     shares = [sorted(buckets[n % 6 :] + buckets[: n % 3]) for n in range(60)]
@@ -173,7 +171,7 @@ async def test_taking_does_not_wait_for_the_disk_and_what_comes_after_it_does(ds
     await database.close()
 
 
-async def test_a_take_finds_its_rows_by_the_key_and_updates_no_index_also_with_a_plan_of_when_there_were_none(
+async def test_a_take_finds_rows_by_the_key_and_updates_no_index_also_with_an_old_plan(
     dsn: Dsn,
 ) -> None:
     database = await Database.open(dsn, 1)
@@ -305,7 +303,7 @@ def test_each_kind_of_attempt_and_each_subject_has_a_bucket_of_its_own() -> None
     assert of_ada == [buckets[0], buckets[2], buckets[3], buckets[8], buckets[16]]
 
 
-def test_an_exempt_address_and_none_at_all_are_no_place() -> None:
+def test_an_exempt_address_and_a_missing_one_have_no_place() -> None:
     it = Throttle(ThrottleConfig.model_validate({"exempt": ["10.0.0.0/8", "2001:db8::/32"]}), b"k")
     assert it.place_of("203.0.113.5") == "203.0.113.0/24"
     assert it.place_of("::ffff:203.0.113.5") == "203.0.113.0/24"
@@ -330,7 +328,7 @@ async def test_nothing_to_take_is_no_statement(database: Database) -> None:
     assert await database.read(throttle.take, []) == (None, Taken())
 
 
-async def test_a_bucket_that_is_refused_meanwhile_is_told_from_the_lock(database: Database, dsn: Dsn) -> None:
+async def test_a_bucket_that_was_emptied_while_its_lock_was_waited_for_refuses(database: Database, dsn: Dsn) -> None:
     """Both found room; the second had to wait for the first, and then there was none."""
     once, began = Limit("once", 1, 3600), time.monotonic()
     holder = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))

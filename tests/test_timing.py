@@ -169,7 +169,7 @@ async def test_a_good_login_does_not_wait(client: Client, dsn: Dsn, monkeypatch:
     await log_in(client, "ada", TYPED)
 
 
-def test_a_dummy_of_a_foreign_kind_has_no_pepper_and_is_prepared_as_those_are() -> None:
+def test_a_dummy_of_an_imported_kind_has_no_pepper_and_that_kinds_preparation() -> None:
     it = Credentials(CHEAP, b"k" * 32)
     setting = it._setting(with_salt(BCRYPT, bytes(16)))
     assert (setting.pepper, setting.norm) == (None, "raw")

@@ -79,7 +79,9 @@ def test_a_database_that_comes_up_late_is_waited_for(
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "--workers", "2"], ["migrate"]])
-def test_one_that_never_comes_is_given_up_with_a_line(dsn: Dsn, tmp_path: Path, arguments: list[str]) -> None:
+def test_a_database_that_never_comes_up_ends_the_start_with_one_line(
+    dsn: Dsn, tmp_path: Path, arguments: list[str]
+) -> None:
     variables = {**environment_of(dsn), **NOWHERE, "GATEPOST_DB__START_TIMEOUT": "2.5"}
     done = gatepost(*arguments, cwd=tmp_path, GATEPOST_WEBSERVER__PORT="0", **variables)
     assert done.returncode == 1

@@ -146,7 +146,7 @@ def test_a_worker_killed_in_mid_login_is_replaced_and_nothing_acknowledged_is_lo
     assert "SIGKILL" in process.output  # the operator is told
 
 
-def test_a_killed_arbiter_leaves_nobody_behind_and_can_be_started_again_at_once(tmp_path: Path) -> None:
+def test_a_killed_arbiter_leaves_no_process_behind_and_can_be_started_again_at_once(tmp_path: Path) -> None:
     with running(tmp_path, *TWO, **OPEN, **CHEAP) as process:
         process.request("POST", "/account", ADA)
         token = process.request("POST", "/user", ADA)[1]["session_id"]

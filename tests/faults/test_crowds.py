@@ -144,7 +144,7 @@ def assert_calm(outcome: Outcome) -> None:
     assert max(outcome.machine.took(r) for r in outcome.during if r.kind == "check") <= 2
 
 
-async def test_slow_clients_are_closed_in_time_and_nobody_waits_for_them(
+async def test_slow_clients_are_closed_in_time_and_delay_no_other_client(
     trial: Trial, server: Postgres, new_service: NewService
 ) -> None:
     header, body, count = (2.0, 4.0, 200) if trial.quick else (10.0, 20.0, 1000)

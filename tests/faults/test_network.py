@@ -81,7 +81,7 @@ async def silence(namespace: str) -> AsyncIterator[None]:
         await asyncio.to_thread(rules, "-D")
 
 
-async def test_dropped_packets_make_nobody_wait_for_more_than_two_seconds(
+async def test_while_packets_are_dropped_every_answer_comes_within_two_seconds(
     trial: Trial, namespace: str, distant: Postgres, new_service: NewService
 ) -> None:
     outcome = await trial(

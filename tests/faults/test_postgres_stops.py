@@ -60,7 +60,7 @@ async def test_a_crash_of_postgres_loses_nothing_that_was_acknowledged(
     assert "automatic recovery in progress" in server.log
 
 
-async def test_a_frozen_postgres_makes_nobody_wait_for_more_than_two_seconds(
+async def test_while_postgres_is_frozen_every_answer_comes_within_two_seconds(
     trial: Trial, server: Postgres, service: Service
 ) -> None:
     outcome = await trial(
