@@ -54,7 +54,7 @@ class App:
         stored, taken = await self._database.read(queries.find_setting, entry)
         setting = stored or self._credentials.dummy(name)
         loop, secret = asyncio.get_running_loop(), str(given["password"]).encode()
-        derived: Derived = await loop.run_in_executor(None, derive, parse(setting.phc), secret)
+        derived: Derived = await loop.run_in_executor(None, derive, parse(setting.phc), lambda: secret)
         activity = self._throttle.for_activity(name)
         attempt = queries.Attempt(
             name, setting, derived.digest, hash_token(token), activity, request.remote, None, None, taken

@@ -4,7 +4,7 @@ import ast
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,8 @@ def hashes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[bytes], threa
     go_on, honest = threading.Event(), hashing.derive
     go_on.set()
 
-    def wait(kind: Kind, secret: bytes) -> Derived:
-        began.append(secret)
+    def wait(kind: Kind, secret: Callable[[], bytes]) -> Derived:
+        began.append(secret())
         assert go_on.wait(2 * GRACE)
         return honest(kind, secret)
 

@@ -98,7 +98,7 @@ def no_hash_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Until the test does: a login is then under way, and it is not its client that keeps it waiting."""
     go_on, honest = threading.Event(), hashing.derive
 
-    def wait(kind: Kind, secret: bytes) -> Derived:
+    def wait(kind: Kind, secret: Callable[[], bytes]) -> Derived:
         assert go_on.wait(2 * GRACE)
         return honest(kind, secret)
 
@@ -579,8 +579,8 @@ async def test_the_password_of_a_caller_who_has_gone_is_not_hashed_and_its_place
     await register(client, "ada")
     go_on, hashed, honest = threading.Event(), [], hashing.derive
 
-    def wait(kind: Kind, secret: bytes) -> Derived:
-        hashed.append(secret)
+    def wait(kind: Kind, secret: Callable[[], bytes]) -> Derived:
+        hashed.append(secret())
         assert go_on.wait(2 * GRACE)
         return honest(kind, secret)
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import argon2
@@ -171,7 +171,7 @@ async def test_hashing_has_no_more_threads_than_cores_and_they_are_nice(
     niceness = []
     honest = hashing.derive
 
-    def listen(kind: Kind, secret: bytes) -> hashing.Derived:
+    def listen(kind: Kind, secret: Callable[[], bytes]) -> hashing.Derived:
         niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return honest(kind, secret)
 
@@ -194,7 +194,7 @@ class Held:
         self.seconds: dict[str, float] = {}
         self.begun: list[Kind] = []
 
-    def derive(self, kind: Kind, _secret: bytes) -> hashing.Derived:
+    def derive(self, kind: Kind, _secret: Callable[[], bytes]) -> hashing.Derived:
         self.begun.append(kind)
         assert self.go_on.wait(60)
         return hashing.Derived(bytes(32), 0.0, self.seconds[kind.family])
@@ -214,7 +214,7 @@ async def admitted(
     """Ask for hashes until one is refused."""
     tasks: list[asyncio.Task[Any]] = []
     while len(tasks) < most:
-        task = asyncio.create_task(hasher.derive(kind, b"", place))
+        task = asyncio.create_task(hasher.derive(kind, bytes, place))
         await asyncio.sleep(0)
         if task.done():
             refused = task.exception()
@@ -259,7 +259,7 @@ async def test_what_would_wait_longer_than_its_deadline_is_refused_at_once_and_t
     held.seconds = {"argon2": 0.5, "scrypt": 1.5}
     held.go_on.set()
     for kind in (ours, scrypt):  # so that it is known what each takes
-        await hasher.derive(kind, b"")
+        await hasher.derive(kind, bytes)
     for kind, fit, retry_after in (
         (ours, 5, "3"),  # one begins, and four times half a second is not more than two
         (with_salt("$argon2id$v=19$m=16384,t=1,p=1", bytes(16)), 3, "3"),
@@ -282,7 +282,7 @@ async def test_the_estimate_follows_a_machine_that_becomes_slower(held: Held) ->
     ours = with_salt("$argon2id$v=19$m=8192,t=1,p=1", bytes(16))
     held.go_on.set()
     for held.seconds in [{"argon2": 0.1}, *[{"argon2": 1.0}] * 20]:
-        await hasher.derive(ours, b"")
+        await hasher.derive(ours, bytes)
     held.go_on.clear()
     tasks, _ = await admitted(hasher, ours)
     assert len(tasks) == 3  # and not 21: each takes a second, and the third waits for almost two
@@ -295,13 +295,13 @@ async def test_a_cancelled_caller_gives_its_place_away_and_is_not_hashed(held: H
     hasher = hashing.Hasher(1, 2, 2.0)
     held.seconds = {"argon2": 0.1}
     kinds = [with_salt(f"$argon2id$v=19$m=8192,t={t},p=1", bytes(16)) for t in (1, 2, 3, 4)]
-    tasks = [asyncio.create_task(hasher.derive(kind, b"")) for kind in kinds[:3]]
+    tasks = [asyncio.create_task(hasher.derive(kind, bytes)) for kind in kinds[:3]]
     await eventually(lambda: len(held.begun) == 1)
     with pytest.raises(Overloaded):
         hasher.demand_room()
     tasks[1].cancel()
     await asyncio.wait([tasks[1]])
-    tasks.append(asyncio.create_task(hasher.derive(kinds[3], b"")))
+    tasks.append(asyncio.create_task(hasher.derive(kinds[3], bytes)))
     await asyncio.sleep(0)
     held.go_on.set()
     await asyncio.wait(tasks)
@@ -317,7 +317,7 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Hashes are computed when this is set, and not before."""
     it, honest = threading.Event(), hashing.derive
 
-    def derive(kind: Kind, secret: bytes) -> hashing.Derived:
+    def derive(kind: Kind, secret: Callable[[], bytes]) -> hashing.Derived:
         assert it.wait(60)
         return honest(kind, secret)
 
@@ -379,7 +379,7 @@ async def test_a_place_uses_no_more_waiting_time_than_it_leaves_free(held: Held)
     hasher = hashing.Hasher(1, 100, 2.0)
     held.seconds = {"argon2": 0.5}
     held.go_on.set()
-    await hasher.derive(OURS, b"")
+    await hasher.derive(OURS, bytes)
     held.go_on.clear()
     tasks = []
     for place, fit in (("a", 3), ("b", 1), (None, 1)):  # half a second each: 1.5, 0.5 and what is over

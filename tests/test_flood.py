@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
@@ -133,7 +133,7 @@ def go_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """While this is not set, hashes are begun and not finished."""
     it, honest = threading.Event(), hashing.derive
 
-    def derive(kind: Kind, secret: bytes) -> Derived:
+    def derive(kind: Kind, secret: Callable[[], bytes]) -> Derived:
         assert it.wait(120)
         return honest(kind, secret)
 
@@ -149,7 +149,9 @@ def hashed_for(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     places: list[str | None] = []
     honest = hashing.Hasher.derive
 
-    async def derive(self: hashing.Hasher, kind: Kind, secret: bytes, place: str | None = None) -> Derived:
+    async def derive(
+        self: hashing.Hasher, kind: Kind, secret: Callable[[], bytes], place: str | None = None
+    ) -> Derived:
         places.append(place)
         return await honest(self, kind, secret, place)
 

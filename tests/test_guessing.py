@@ -5,6 +5,7 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import psycopg2
@@ -56,7 +57,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     computed: list[object] = []
     honest = hashing.derive
 
-    def derive(kind: Any, secret: bytes) -> Derived:
+    def derive(kind: Any, secret: Callable[[], bytes]) -> Derived:
         computed.append(kind)
         return honest(kind, secret)
 

@@ -6,7 +6,7 @@ import logging
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
@@ -337,7 +337,7 @@ async def test_a_hostile_setting_that_came_past_everything_is_a_wrong_password_a
     computed: list[str] = []
     honest = hashing.derive
 
-    def derive(kind: kinds.Kind, secret: bytes) -> hashing.Derived:
+    def derive(kind: kinds.Kind, secret: Callable[[], bytes]) -> hashing.Derived:
         computed.append(kind.scheme)
         return honest(kind, secret)
 

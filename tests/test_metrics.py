@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from bisect import bisect_left
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ from tests.conftest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
 DOCS = Path(__file__).parent.parent / "docs" / "monitoring"
 
@@ -178,7 +179,7 @@ async def test_hashes_under_way_and_waiting_are_seen_while_they_last(
 ) -> None:
     go_on, honest = threading.Event(), hashing.derive
 
-    def wait(kind: Kind, secret: bytes) -> Derived:
+    def wait(kind: Kind, secret: Callable[[], bytes]) -> Derived:
         assert go_on.wait(60)
         return honest(kind, secret)
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +39,7 @@ def hasher() -> Iterator[Hasher]:
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
     """Hashes that take as long as is said, without taking it."""
 
-    def derive(kind: object, _secret: bytes) -> Derived:
+    def derive(kind: object, _secret: Callable[[], bytes]) -> Derived:
         return Derived(bytes(32), 1000.0, seconds[kind.scheme])  # type: ignore[attr-defined]
 
     monkeypatch.setattr(hashing, "derive", derive)

@@ -62,7 +62,7 @@ async def register(request: web.Request) -> web.Response:
     if config.accounts.registration == "closed":
         raise RegistrationClosed
     asked = await read_body(request, Registration)
-    username, compared = policy.judge(asked.username, asked.password, config.passwords)
+    username, compared = await policy.off_the_loop(policy.judge, asked.username, asked.password, config.passwords)
     client = Client.of(request)
     async with request.app[REFUNDS].attempt(take, request.app[THROTTLE].for_registration(client.place)):
         password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
@@ -158,7 +158,8 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     database, throttle, token = request.app[DATABASE], request.app[THROTTLE], str(uuid.uuid4())
     client = Client.of(request)
     # The new password is judged first: a mistake in it must not cost an attempt at the current password.
-    policy.judge_password("new", asked.new, session.canonical, request.app[CONFIG].passwords)
+    passwords = request.app[CONFIG].passwords
+    await policy.off_the_loop(policy.judge_password, "new", asked.new, session.canonical, passwords)
 
     async def attempt() -> datetime:
         async with (

@@ -1,12 +1,27 @@
 """What a name and a password must be to be accepted."""
 
-from functools import cache
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from importlib.resources import files
+from typing import ParamSpec, TypeVar
 
 from gatepost.config import PasswordsConfig
 from gatepost.errors import FieldError, InvalidBody
 from gatepost.security.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.security.names import InvalidName, canonical, display
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# One thread: preparing a long password takes milliseconds, and several threads would delay the event loop.
+_judging = ThreadPoolExecutor(1, "judging")
+
+
+async def off_the_loop(judge: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What ``judge`` returns, off the event loop. Raises what it raises."""
+    return await asyncio.get_running_loop().run_in_executor(_judging, partial(judge, *args, **kwargs))
 
 
 def judge(username: str, password: str, config: PasswordsConfig) -> tuple[str, str]:

@@ -35,7 +35,8 @@ async def redeem(request: web.Request) -> web.Response:
     async with request.app[REFUNDS].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
         if name is None:
             raise InvalidCode
-        policy.judge_password("new", asked.new, name, request.app[CONFIG].passwords)
+        passwords = request.app[CONFIG].passwords
+        await policy.off_the_loop(policy.judge_password, "new", asked.new, name, passwords)
         new = await client.while_connected(request.app[CREDENTIALS].create(asked.new, client.queue_share))
         await request.app[DATABASE].write(
             queries.redeem,

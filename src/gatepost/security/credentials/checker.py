@@ -26,7 +26,7 @@ from gatepost.security.deployment_keys import deployment_key
 from gatepost.telemetry.logs import log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 
 # Timers of the event loop count whole milliseconds from when they are set, so failed logins with a common due time
@@ -151,7 +151,7 @@ class Credentials:
         salt = secrets.token_bytes(SALT_BYTES)
         kind = replace(self._costs, salt=salt)
         setting = Setting(setting_of(kind), self._pepper)
-        derived = await self._derive(setting, kind, prepare(password), place)
+        derived = await self._derive(setting, kind, lambda: prepare(password), place)
         return Stored(setting, derived.digest)
 
     async def digest(self, setting: Setting, password: str, place: str | None = None) -> bytes:
@@ -167,21 +167,30 @@ class Credentials:
         if self._database is not None and self._population.stale:
             self._population.looked()
             self._looking = asyncio.create_task(self._look_again(self._database))
-        secret = secret_bytes(password, setting.norm, self._max_length)
+        usable = True
         try:
             kind = parse(setting.phc)
         except InvalidSetting as error:
             # Neither the import nor the table's CHECK should have let it in. It is not computed; the client is told
             # that the password is wrong.
             log.warning("a stored password has a setting that is refused", reason=str(error))
-            setting, secret = self.dummy(setting.phc), None
+            setting, usable = self.dummy(setting.phc), False
             kind = parse(setting.phc)
-        derived = await self._derive(setting, kind, secret or b"-", place)
-        digest = derived.digest if secret is not None else secrets.token_bytes(DIGEST_BYTES)
+
+        def secret() -> bytes:
+            nonlocal usable
+            prepared = secret_bytes(password, setting.norm, self._max_length)
+            usable = usable and prepared is not None
+            return prepared or b"-"
+
+        derived = await self._derive(setting, kind, secret, place)
+        digest = derived.digest if usable else secrets.token_bytes(DIGEST_BYTES)
         due = self._population.failure_due(kind, derived)
         return Checked(digest, due + secrets.randbelow(_SPREAD_NS) / 1e9 if due else 0.0)
 
-    async def _derive(self, setting: Setting, kind: Kind, secret: bytes, place: str | None) -> Derived:
+    async def _derive(
+        self, setting: Setting, kind: Kind, secret: "Callable[[], bytes]", place: str | None
+    ) -> Derived:
         key = None
         if setting.pepper is not None and (key := self._peppers.get(setting.pepper)) is None:
             # Another node may have a new pepper, or this one may have lost an old one. The password may be right, so

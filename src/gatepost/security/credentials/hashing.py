@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -47,10 +48,10 @@ def _nice() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
-def derive(kind: Kind, secret: bytes) -> Derived:
-    """Compute the digest and measure the time, on a thread."""
+def derive(kind: Kind, secret: Callable[[], bytes]) -> Derived:
+    """Prepare the secret, compute its digest and measure the time, on a thread."""
     began = time.monotonic()
-    digest = kind.derive(secret)
+    digest = kind.derive(secret())
     return Derived(digest, began, time.monotonic() - began)
 
 
@@ -119,8 +120,10 @@ class Hasher:
         if hashes >= self._most - self._admitted or seconds / self.threads > self._timeout - self.wait:
             raise Overloaded(self.wait)
 
-    async def derive(self, kind: Kind, secret: bytes, place: str | None = None) -> Derived:
+    async def derive(self, kind: Kind, secret: Callable[[], bytes], place: str | None = None) -> Derived:
         """Compute one; not at all when the caller is cancelled before its turn. Raises Overloaded.
+
+        ``secret`` is called on the thread: preparing a long password takes milliseconds.
 
         When it is cancelled later, the digest is computed and returned all the same: the attempt is judged by it.
         """

@@ -85,7 +85,7 @@ class Population:
                     slowest[kind.family] = kind
         for kind in slowest.values():
             if kind.scheme not in self._seconds:
-                seconds = min([(await hasher.derive(kind, bytes(SALT_BYTES))).seconds for _ in range(2)])
+                seconds = min([(await hasher.derive(kind, lambda: bytes(SALT_BYTES))).seconds for _ in range(2)])
                 self._seconds[kind.scheme] = seconds, seconds
         self._schemes = sorted(kinds)
         self.memory_kib = max(kind.memory_kib for kind in [self._current, *kinds.values()])
