@@ -6,9 +6,10 @@ from collections.abc import Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from precis_i18n import get_profile
 
 from gatepost.security.credentials import InvalidPassword, prepare
-from gatepost.security.names import MAX_LENGTH, InvalidName, canonical, display
+from gatepost.security.names import MAX_LENGTH, InvalidName, _why, canonical, display
 
 thorough = settings(deadline=None, derandomize=True, max_examples=300)
 
@@ -132,6 +133,23 @@ REFUSED = [
     "a" * (MAX_LENGTH + 1),
     "é" * 100_000,
 ]
+
+
+def test_ascii_is_judged_as_the_profiles_do_and_refused_in_the_same_words() -> None:
+    for profile, ours in (("UsernameCaseMapped", canonical), ("UsernameCasePreserved", display)):
+        theirs = get_profile(profile)
+        for character in map(chr, range(128)):
+            for text in (character, f"a{character}b", f"{character}A\x01"):
+                assert outcome(ours, text) == outcome(theirs.enforce, text)
+
+
+def outcome(function: Callable[[str], str], text: str) -> str:
+    try:
+        return function(text)
+    except UnicodeEncodeError as error:
+        return f"refused: {_why(error)}"
+    except InvalidName as error:
+        return f"refused: {error}"
 
 
 @pytest.mark.parametrize("name", REFUSED, ids=lambda name: ascii(name[:12]))

@@ -1,5 +1,6 @@
 """What a username is (RFC 8265, so that one person has one name however it is typed), and what a role is called."""
 
+import re
 import unicodedata
 
 from gatepost.security.precis import Profile
@@ -9,6 +10,8 @@ MAX_LENGTH = 128
 # What a role is called, as other systems call theirs too; nothing in it needs quoting in a header or a list.
 ROLE = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
 MAX_ROLES = 32
+
+_ASCII_REFUSED = re.compile(r"[\x00-\x20\x7f]")
 
 _mapped = Profile("UsernameCaseMapped")
 _preserved = Profile("UsernameCasePreserved")
@@ -37,8 +40,10 @@ def _enforce(profile: Profile, name: str) -> str:
         raise InvalidName("must not be empty")
     if len(name) > MAX_LENGTH:
         raise InvalidName(f"must have at most {MAX_LENGTH} characters")
-    if name.isascii() and name.isprintable() and " " not in name:
-        # For ASCII this does all that the profiles do, in a 50th of the time.
+    if name.isascii():
+        # This does all that the profiles do to ASCII, in a 50th of the time; a login tells no impossible name by it.
+        if refused := _ASCII_REFUSED.search(name):
+            raise InvalidName(_refused(name, refused.start(), "spaces" if refused[0] == " " else "controls"))
         return name.lower() if profile is _mapped else name
     # RFC 8264 §7: applying the rules may need repeating until nothing changes, and is given up after a few times.
     for _ in range(4):
@@ -58,6 +63,9 @@ def _why(error: UnicodeEncodeError) -> str:
     reason = error.reason.removeprefix("DISALLOWED/").replace("_", " ")
     if error.start >= len(error.object):
         return f"is not allowed ({reason})"
-    character = error.object[error.start]
-    name = unicodedata.name(character, f"U+{ord(character):04X}")
-    return f"must not contain {name} at position {error.start + 1} ({reason})"
+    return _refused(error.object, error.start, reason)
+
+
+def _refused(text: str, start: int, reason: str) -> str:
+    name = unicodedata.name(text[start], f"U+{ord(text[start]):04X}")
+    return f"must not contain {name} at position {start + 1} ({reason})"
