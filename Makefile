@@ -1,5 +1,10 @@
-# `make help` lists the targets. Everything lives in .venv of this checkout; PYTHON chooses the interpreter.
-PYTHON ?= python3
+# `make help` lists the targets. Everything lives in .venv of this checkout; PYTHON names another
+# interpreter than the first suitable one on PATH.
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null && echo $$python && break; \
+	done)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
@@ -84,7 +89,13 @@ clean: ## Remove what was built (not the data in gatepost-data).
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit("Gatepost needs Python 3.11 to 3.13, this is %d.%d; choose one: make PYTHON=python3.13" % v)'
+	@test -n "$(PYTHON)" || { printf '%s\n' >&2 \
+		'Gatepost needs Python 3.11 to 3.14, and none is on PATH. Install one:' \
+		'  Debian, Ubuntu:  apt install python3 python3-venv' \
+		'  Fedora:          dnf install python3' \
+		'  macOS:           brew install python@3.14' \
+		'or name it: make PYTHON=/path/to/python3.14'; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 14) or sys.exit("Gatepost needs Python 3.11 to 3.14, this is %d.%d; choose one: make PYTHON=python3.14" % v)'
 	@$(PYTHON) -c 'import ensurepip' || { echo "This Python has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
