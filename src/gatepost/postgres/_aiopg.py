@@ -34,6 +34,7 @@ POOL = (
     "acquire",
     "release",
     "close",
+    "closed",
     "terminate",
     "wait_closed",
 )

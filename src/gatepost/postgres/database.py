@@ -190,7 +190,9 @@ class Database:
         task = asyncio.ensure_future(self._run(time.monotonic() + ANSWER_TIMEOUT, query, *args, **kwargs))
         self._writes.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        # Not `shield`: since Python 3.14 it logs what a task raises after its caller was cancelled.
+        await asyncio.wait([task])
+        return task.result()
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._writes.discard(task)

@@ -136,7 +136,8 @@ class Hasher:
         work.add_done_callback(lambda _: self._count(-1, -expected, place))
         future = asyncio.wrap_future(work)
         try:
-            derived = await asyncio.shield(future)
+            await asyncio.wait([future])  # not `shield`, as in `Database.write`
+            derived = future.result()
         except asyncio.CancelledError:
             if work.cancel():
                 raise
