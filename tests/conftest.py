@@ -10,7 +10,9 @@ import itertools
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,10 +92,14 @@ class PostgresServer:
         finally:
             connection.close()
 
+    def new_name(self) -> str:
+        """A name that no other database here has."""
+        return f"test_{os.getpid()}_{next(self._names)}"
+
     @contextlib.contextmanager
     def database(self, template: str = "template1") -> Iterator[Dsn]:
         """A new database, gone afterwards whoever is still connected to it."""
-        name = f"test_{os.getpid()}_{next(self._names)}"
+        name = self.new_name()
         self.admin(f'CREATE DATABASE {name} TEMPLATE "{template}"')
         try:
             yield replace(self.dsn, database=name)
@@ -198,11 +204,53 @@ def template(postgres: PostgresServer) -> Iterator[str]:
         yield dsn.database
 
 
+class Clones:
+    """Databases cloned from a template, a few ahead of the tests that want them, and dropped behind them."""
+
+    AHEAD = 2
+
+    def __init__(self, postgres: PostgresServer, template: str) -> None:
+        self._postgres = postgres
+        self._template = template
+        self._work = ThreadPoolExecutor(1, "clones")
+        self._ready = deque(self._work.submit(self._make) for _ in range(self.AHEAD))
+
+    def take(self) -> str:
+        """The name of a database that nobody has used."""
+        self._ready.append(self._work.submit(self._make))
+        return self._ready.popleft().result()
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever is still connected to it."""
+        self._work.submit(self._drop, name)
+
+    def close(self) -> None:
+        """Drop those that nobody wanted."""
+        for made in self._ready:
+            self.drop(made.result())
+        self._work.shutdown()
+
+    def _make(self) -> str:
+        name = self._postgres.new_name()
+        self._postgres.admin(f'CREATE DATABASE {name} TEMPLATE "{self._template}"')
+        return name
+
+    def _drop(self, name: str) -> None:
+        self._postgres.admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def clones(postgres: PostgresServer, template: str) -> Iterator[Clones]:
+    with contextlib.closing(Clones(postgres, template)) as made:
+        yield made
+
+
 @pytest.fixture
-def dsn(postgres: PostgresServer, template: str) -> Iterator[Dsn]:
+def dsn(postgres: PostgresServer, clones: Clones) -> Iterator[Dsn]:
     """A migrated, empty database."""
-    with postgres.database(template) as dsn:
-        yield dsn
+    name = clones.take()
+    yield replace(postgres.dsn, database=name)
+    clones.drop(name)
 
 
 @pytest.fixture
