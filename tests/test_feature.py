@@ -206,10 +206,12 @@ def test_every_kind_of_event_is_in_a_feature_and_in_the_docs() -> None:
     assert documented == known
     sql = [*(ROOT / "src").rglob("*queries.py"), *(ROOT / "migrations").rglob("*.py")]
     recorded = {
-        kind for path in sql for kind in re.findall(r"'((?:authn|user|session|privilege)_[a-z_]+)'", path.read_text())
+        kind
+        for path in sql
+        for kind in re.findall(r"'((?:authn|user|session|privilege|service)_[a-z_]+)'", path.read_text())
     }
     assert set(known) <= recorded
-    assert recorded - set(known) <= {"session_limit", "user_agent", "session_handle", "user_id"}
+    assert recorded - set(known) <= {"services_pkey", "session_limit", "user_agent", "session_handle", "user_id"}
 
 
 def test_the_wheel_needs_no_list_of_folders() -> None:

@@ -9,6 +9,7 @@ from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.ops import openapi
 from gatepost.ops.feature import FEATURE as OPS
 from gatepost.recovery.feature import FEATURE as RECOVERY
+from gatepost.services.feature import FEATURE as SERVICES
 from gatepost.sessions.feature import FEATURE as SESSIONS
 from gatepost.transfer.feature import FEATURE as TRANSFER
 
@@ -17,6 +18,7 @@ FEATURES = [
     ACCOUNTS,
     RECOVERY,
     FORWARD_AUTH,
+    SERVICES,
     OPS,
     ADMIN,
     TRANSFER,

@@ -223,27 +223,32 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
 # ------------------------------------------------------------------------------------------------- body
 
 
-async def read_body(request: web.Request, model: type[Model], *, any_content_type: bool = False) -> Model:
+async def read_body(
+    request: web.Request, model: type[Model], *, any_content_type: bool = False, most: int = MAX_BODY
+) -> Model:
     """The request's JSON object as ``model``.
 
     Raises UnsupportedMediaType (415), BadRequest (400, with a code that says which rule of the decoder),
-    InvalidBody (422, naming each field), BodyTooLarge (413) for more than ``MAX_BODY`` bytes.
+    InvalidBody (422, naming each field), BodyTooLarge (413) for more than ``most`` bytes.
     """
     if any(coding.lower() != "identity" for coding in request.headers.getall(hdrs.CONTENT_ENCODING, ())):
         raise UnsupportedMediaType
     if not any_content_type and request.content_type != "application/json":
         raise UnsupportedMediaType
-    value = strict_json.decode(await _read(request))
+    value = strict_json.decode(await _read(request, most))
     if not isinstance(value, dict):
         raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
     return _validate(model, value)
 
 
-async def _read(request: web.Request) -> bytes:
+async def _read(request: web.Request, most: int) -> bytes:
+    body = bytearray()
     try:
-        return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise BodyTooLarge(f"The body has more than {MAX_BODY} bytes.") from None
+        async for piece in request.content.iter_any():
+            body += piece
+            if len(body) > most:
+                raise BodyTooLarge(f"The body has more than {most} bytes.")
+        return bytes(body)
     except ConnectionError:  # the client has gone; it is not a server error
         raise BadRequest("The body broke off.", code="body_incomplete") from None
 

@@ -13,6 +13,7 @@ __all__ = [
     "metadata",
     "password_resets",
     "passwords",
+    "services",
     "sessions",
     "throttles",
     "users",
@@ -224,4 +225,16 @@ deployment_keys = sa.Table(
     sa.Column("key", BYTEA, nullable=False),
     _now("created_at"),
     sa.CheckConstraint("octet_length(key) = 32", name="key_length"),
+)
+
+# Services that check sessions (role verifier), each with a token of its own.
+services = sa.Table(
+    "services",
+    metadata,
+    sa.Column("name", sa.Text(collation="C"), primary_key=True, nullable=False),
+    # SHA-256 of the token; the token itself is known to the service only.
+    sa.Column("token_hash", BYTEA, nullable=False, unique=True),
+    _now("created_at"),
+    sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9._-]{0,63}$'", name="name_form"),
+    sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
 )

@@ -32,7 +32,7 @@ from gatepost.security.credentials import InvalidPassword
 from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
-from gatepost.sessions.session import Done, Session, SessionDocument, UserDocument, hash_token, timestamp
+from gatepost.sessions.session import Done, Session, UserDocument, WhoAmIAnswer, hash_token, timestamp
 
 
 class Login(BaseModel):
@@ -51,13 +51,6 @@ class LoginAnswer(TypedDict):
     session_id: str
     expires_at: str
     user: UserDocument
-
-
-class WhoAmIAnswer(TypedDict):
-    """A user and the session that speaks for it."""
-
-    user: UserDocument
-    session: SessionDocument
 
 
 @operation(

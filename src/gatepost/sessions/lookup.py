@@ -7,16 +7,13 @@ that was acknowledged before a check was sent is seen by it, on every node.
 import asyncio
 import time
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database
 from gatepost.postgres.pool import ACQUIRE_TIMEOUT
 from gatepost.sessions import queries
 from gatepost.sessions.session import Session
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # Enough for any burst that two connections can turn over; keeps one statement's text below 100 KB.
 MAX_BATCH = 1000
@@ -56,6 +53,14 @@ class Lookup:
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
         return await answer
+
+    async def find_all(self, hashes: Iterable[bytes]) -> dict[bytes, Session]:
+        """The live sessions with these token hashes. Raises DatabaseUnavailable."""
+        answers = await asyncio.gather(*map(self.find, set(hashes)), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return {session.token_hash: session for session in answers if isinstance(session, Session)}
 
     def _worth_another(self) -> bool:
         """Whether to begin a query: at once if none is under way, else for a batch that is worth its cost."""

@@ -47,6 +47,13 @@ class SessionDocument(TypedDict):
     user_agent: str | None
 
 
+class WhoAmIAnswer(TypedDict):
+    """A user and the session that speaks for it."""
+
+    user: UserDocument
+    session: SessionDocument
+
+
 class User(NamedTuple):
     """A user as others see them."""
 

@@ -1,0 +1,1 @@
+"""Services that check sessions: their tokens, and many checks in one call."""
