@@ -28,7 +28,7 @@ from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Problem
-from gatepost.http import app, strict_json, tokens
+from gatepost.http import app, body, strict_json, tokens
 from gatepost.postgres.database import Dsn
 from gatepost.recovery.queries import hash_code
 from gatepost.security import addresses
@@ -37,7 +37,7 @@ from gatepost.security.names import canonical
 from gatepost.security.precis import MAX_MARKS, Profile
 from tests.conftest import Client, log_in, register, rows
 
-MAX = app.MAX_BODY
+MAX = body.MAX_BODY
 # Calls in 20 ms, at 200 ns each on a slow machine.
 MAX_CALLS = 100_000
 SECONDS = 0.02
@@ -107,7 +107,7 @@ def registration(text: str) -> object:
 def query(text: str) -> object:
     made = request()
     made._rel_url = URL.build(path="/", query_string=text.encode("ascii", "ignore").decode(), encoded=True)
-    return app.read_query(made, Page)
+    return body.read_query(made, Page)
 
 
 SUBJECTS: dict[str, Callable[[str], object]] = {

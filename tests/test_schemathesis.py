@@ -22,7 +22,7 @@ from pydantic_core.core_schema import ErrorType
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerConfig
-from gatepost.http.app import _CODES
+from gatepost.http.body import _CODES
 from gatepost.postgres.database import Dsn
 from gatepost.routes import api_document
 from gatepost.server import WebServer

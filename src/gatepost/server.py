@@ -20,7 +20,6 @@ from gatepost.http.app import (
     DATABASE,
     DOCUMENT,
     FOR_OPERATORS,
-    MAX_BODY,
     METRICS,
     REFUNDS,
     STOPPING,
@@ -31,6 +30,7 @@ from gatepost.http.app import (
     problems,
     set_common_headers,
 )
+from gatepost.http.body import MAX_BODY
 from gatepost.http.connection_limits import OPERATOR_CONNECTIONS
 from gatepost.http.feature import SWEEP, Parts
 from gatepost.http.graceful_shutdown import ACCEPTS, LINGER, Stopping, on_signals, serve

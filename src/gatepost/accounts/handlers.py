@@ -22,7 +22,8 @@ from gatepost.errors import (
     UsernameTaken,
     WrongPassword,
 )
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response
+from gatepost.http.body import read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_session_cookie

@@ -10,7 +10,8 @@ from typing_extensions import TypedDict
 
 from gatepost.admin import cursor, events_queries
 from gatepost.admin.handlers import Limit
-from gatepost.http.app import DATABASE, UUID, json_response, read_query
+from gatepost.http.app import DATABASE, json_response
+from gatepost.http.body import UUID, read_query
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import guarded_for
 from gatepost.sessions.session import Session, timestamp

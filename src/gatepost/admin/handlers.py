@@ -13,7 +13,8 @@ from gatepost.admin import access_queries, cursor, queries
 from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
 from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
-from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response, path_id, read_body, read_query
+from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response
+from gatepost.http.body import path_id, read_body, read_query
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.sessions.guard import acting, guarded_for

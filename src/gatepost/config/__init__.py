@@ -14,9 +14,9 @@ from gatepost.config.sections import (
     PasswordsConfig,
     Section,
     SessionsConfig,
-    ThrottleConfig,
     WebServerConfig,
 )
+from gatepost.config.throttle import ThrottleConfig
 
 __all__ = [
     "AccountsConfig",

@@ -15,9 +15,9 @@ from gatepost.config.sections import (
     PasswordsConfig,
     Section,
     SessionsConfig,
-    ThrottleConfig,
     WebServerConfig,
 )
+from gatepost.config.throttle import ThrottleConfig
 
 # Of Postgres' 100 connections: the rest is for commands and for the superuser.
 EMBEDDED_CONNECTIONS = 90

@@ -7,7 +7,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
-from gatepost.http.app import read_query
+from gatepost.http.body import read_query
 from gatepost.http.operation import operation
 from gatepost.http.tokens import Asked
 from gatepost.sessions.guard import caller

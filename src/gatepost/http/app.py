@@ -1,10 +1,7 @@
-"""The application: the keys of its parts, the middleware that renders errors, mounting routes, reading bodies and
-queries.
-"""
+"""The application: the keys of its parts, the middleware that renders errors, and mounting routes."""
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -13,18 +10,14 @@ from typing import Any, TypeVar
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Middleware
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from gatepost.config import Config
 from gatepost.errors import (
     BadRequest,
-    BodyTooLarge,
-    FieldError,
-    InvalidBody,
     MethodNotAllowed,
     NotFound,
     Problem,
-    UnsupportedMediaType,
 )
 from gatepost.http import strict_json
 from gatepost.http.access_log import REQUEST_ID, UNMATCHED, AccessLog, name_request
@@ -49,8 +42,6 @@ DOCUMENT: web.AppKey[Callable[[], bytes]] = web.AppKey("document")
 FOR_OPERATORS = web.AppKey("for_operators", bool)
 """Whether the address is for operators alone."""
 
-MAX_BODY = 8192
-MAX_FIELD_ERRORS = 20  # an answer must not be many times the size of a body with many wrong keys
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Model = TypeVar("Model", bound=BaseModel)
@@ -218,81 +209,3 @@ def cors(origins: Sequence[str]) -> Callable[[web.Request, web.StreamResponse], 
             response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = "600"
 
     return add_headers
-
-
-# ------------------------------------------------------------------------------------------------- body
-
-
-async def read_body(
-    request: web.Request, model: type[Model], *, any_content_type: bool = False, most: int = MAX_BODY
-) -> Model:
-    """The request's JSON object as ``model``.
-
-    Raises UnsupportedMediaType (415), BadRequest (400, with a code that says which rule of the decoder),
-    InvalidBody (422, naming each field), BodyTooLarge (413) for more than ``most`` bytes.
-    """
-    if any(coding.lower() != "identity" for coding in request.headers.getall(hdrs.CONTENT_ENCODING, ())):
-        raise UnsupportedMediaType
-    if not any_content_type and request.content_type != "application/json":
-        raise UnsupportedMediaType
-    value = strict_json.decode(await _read(request, most))
-    if not isinstance(value, dict):
-        raise InvalidBody([FieldError("", "not_an_object", "must be a JSON object")])
-    return _validate(model, value)
-
-
-async def _read(request: web.Request, most: int) -> bytes:
-    body = bytearray()
-    try:
-        async for piece in request.content.iter_any():
-            body += piece
-            if len(body) > most:
-                raise BodyTooLarge(f"The body has more than {most} bytes.")
-        return bytes(body)
-    except ConnectionError:  # the client has gone; it is not a server error
-        raise BadRequest("The body broke off.", code="body_incomplete") from None
-
-
-def read_query(request: web.Request, model: type[Model]) -> Model:
-    """The request's query string as ``model``. Raises InvalidBody (422) naming each parameter."""
-    query = request.query
-    strict_json.refuse_bad_characters(dict(query))
-    if twice := sorted({name for name in query if len(query.getall(name)) > 1}):
-        raise InvalidBody([FieldError(name, "twice", "is given more than once") for name in twice])
-    return _validate(model, dict(query))
-
-
-UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-"""An id as it is written here, for a pattern."""
-_UUID = re.compile(UUID)
-
-
-def path_id(request: web.Request, name: str) -> str:
-    """A UUID in the path. Raises NotFound for anything else: there is nothing of that name."""
-    value = request.match_info[name]
-    if not _UUID.fullmatch(value):
-        raise NotFound
-    return value
-
-
-def _validate(model: type[Model], value: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        fields = error.errors(include_input=False, include_url=False, include_context=False)
-        raise InvalidBody([_field_error(e) for e in fields[:MAX_FIELD_ERRORS]]) from None
-
-
-_CODES = {"missing": "required", "string_type": "not_a_string", "extra_forbidden": "unknown_field"}
-_MESSAGES = {
-    "required": "is required",
-    "not_a_string": "must be a string",
-    "unknown_field": "is not known here",
-}
-
-
-def _field_error(error: Any) -> FieldError:
-    code = _CODES.get(error["type"], error["type"])
-    # pydantic's prefix for a ValueError that a validator of ours raised.
-    message = _MESSAGES.get(code, error["msg"].removeprefix("Value error, "))
-    return FieldError(".".join(map(str, error["loc"])), code, message)

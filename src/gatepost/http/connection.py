@@ -15,7 +15,8 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from gatepost.config import WebServerConfig
 from gatepost.errors import BadRequest, Problem, RequestTimeout
 from gatepost.http._aiohttp import Protocol
-from gatepost.http.app import MAX_BODY, add_common_headers, render
+from gatepost.http.app import add_common_headers, render
+from gatepost.http.body import MAX_BODY
 from gatepost.http.connection_limits import Admission, network
 from gatepost.process.jitter import jitter
 

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, TooManyAttempts, Unauthorized
-from gatepost.http.app import MAX_BODY, Handler
+from gatepost.http.app import Handler
+from gatepost.http.body import MAX_BODY
 from gatepost.http.operation import Operation
 from gatepost.ops.refusals import ANYWHERE, BODY, QUERY, TOKEN, ProblemDocument, Refusal, markdown, prose
 from gatepost.sessions.guard import GUARDED

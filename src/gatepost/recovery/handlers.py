@@ -5,7 +5,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
 from gatepost.errors import InvalidCode, Overloaded, TooManyAttempts, Unavailable
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response
+from gatepost.http.body import read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.recovery import queries

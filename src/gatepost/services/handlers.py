@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
-from gatepost.http.app import DATABASE, read_body
+from gatepost.http.app import DATABASE
+from gatepost.http.body import read_body
 from gatepost.http.operation import operation
 from gatepost.services import queries
 from gatepost.services.token import service_token

@@ -18,7 +18,8 @@ from gatepost.errors import (
     Unauthorized,
     Unavailable,
 )
-from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response, read_body
+from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response
+from gatepost.http.body import read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import (

@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from typing_extensions import TypedDict
 
 from gatepost.errors import ForeignOrigin, NotFound
-from gatepost.http.app import CONFIG, DATABASE, json_response, read_query
+from gatepost.http.app import CONFIG, DATABASE, json_response
+from gatepost.http.body import read_query
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie
