@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 COPIED = ("src", "migrations", "tests", "docs", "bench", "pyproject.toml", "README.md", "config.json")
-HARDENING = "migrations/versions/0007_hardening.py"
 # Seconds that the tests of one change may take.
-PATIENCE = 600
+PATIENCE = 300
+HARDENING = "migrations/versions/0007_hardening.py"
 
 
 class Mutant(NamedTuple):
@@ -110,7 +110,7 @@ MUTANTS = [
         "sessions/handlers.py",
         "        await asyncio.sleep(failure_due - time.monotonic())",
         "        await asyncio.sleep(0)",
-        "tests/test_timing.py tests/test_imported_hashes.py",
+        "tests/test_login.py",
     ),
     src(
         "sessions/handlers.py",
@@ -151,8 +151,8 @@ MUTANTS = [
     ),
     src(
         "sessions/lookup.py",
-        "        if self._under_way == 0:\n            return bool(self._waiting)",
-        "        if self._under_way == 0:\n            return len(self._waiting) > 1",
+        "        deadline = self._waiting_since + ANSWER_TIMEOUT",
+        "        deadline = time.monotonic() + ANSWER_TIMEOUT",
         "tests/test_lookup.py",
     ),
     # Accounts, recovery, administration.
@@ -348,6 +348,7 @@ def survives(mutant: Mutant) -> str | None:
         path.write_text(text.replace(mutant.old, mutant.new))
         done = subprocess.run(
             [
+                *("timeout", "--kill-after=10", str(PATIENCE)),
                 sys.executable,
                 "-m",
                 "pytest",
@@ -362,12 +363,11 @@ def survives(mutant: Mutant) -> str | None:
             env={**os.environ, "PYTHONPATH": f"{copy / 'src'}:{copy}"},
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
             check=False,
         )
         if done.returncode == 0:
             return "its tests stay green"
-        if done.returncode != 1:
+        if done.returncode not in {1, 124}:  # 124: its tests hang, which would be noticed too
             return f"pytest ended with {done.returncode}: {done.stdout[-500:]}"
         return None
 

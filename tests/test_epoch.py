@@ -264,3 +264,40 @@ async def test_a_login_before_and_after_everything_else_is_not_refused_for_nothi
         await play(dsn, [await a_login(world, "new", NEW)], [0, 0, 0])
         assert await valid(world) == {"changed", "new"}
     credentials.close()
+
+
+@pytest.fixture
+def credentials() -> Iterator[Credentials]:
+    with contextlib.closing(Credentials(CHEAP, b"k" * 32)) as made:
+        yield made
+
+
+async def test_a_login_waits_for_a_disabling_that_has_begun_and_is_then_refused(
+    database: Database, dsn: Dsn, credentials: Credentials
+) -> None:
+    async with a_world(database, dsn, credentials) as world:
+        disabling, login = await world.connection(), await world.connection()
+        setting = await setting_of_ada(login)
+        digest = await credentials.digest(setting, PASSWORD)
+        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token("late")), ACTIVITY, None, None)
+        await run(disabling, "BEGIN")
+        await run(disabling, "UPDATE gatepost.users SET disabled_at = clock_timestamp(), epoch = epoch + 1")
+        opening = asyncio.create_task(sessions.open_session(login, attempt, lifetime=1000, max_per_user=10))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        while not opening.done() and not await asyncio.to_thread(rows, dsn, waiting):
+            await asyncio.sleep(0.01)
+        await run(disabling, "COMMIT")
+        assert await opening is None
+        assert rows(dsn, "SELECT kind FROM gatepost.events ORDER BY id DESC LIMIT 1") == [("authn_login_fail",)]
+
+
+@pytest.mark.parametrize("change", ["epoch = epoch + 1", "disabled_at = clock_timestamp()"])
+async def test_a_session_ends_with_the_epoch_and_the_user_also_by_sql_typed_by_hand(
+    database: Database, dsn: Dsn, credentials: Credentials, change: str
+) -> None:
+    async with a_world(database, dsn, credentials) as world:
+        key = hash_token(world.mine)
+        assert await database.read(sessions.live_sessions, [key], 1000)
+        rows(dsn, f"UPDATE gatepost.users SET {change} RETURNING 1")
+        assert rows(dsn, "SELECT count(*) FROM gatepost.sessions") == [(1,)]
+        assert await database.read(sessions.live_sessions, [key], 1000) == {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from gatepost.config import Config, PasswordsConfig, SessionsConfig
 from gatepost.postgres.database import Dsn
+from gatepost.security.credentials import Checked, Credentials
 from tests.conftest import (
     CHEAP,
     PASSWORD,
@@ -274,3 +276,20 @@ async def test_a_password_rehashed_between_the_two_statements_is_tried_again(
     assert await status_of(client, token) == 200
     kinds = rows(dsn, "SELECT kind FROM gatepost.events WHERE kind LIKE 'authn%%' ORDER BY id")
     assert kinds == [("authn_login_success",)]
+
+
+async def test_a_failed_login_is_answered_when_the_slowest_stored_kind_would_be(
+    client: Client, ada: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Credentials.check
+
+    async def late(self: Credentials, *args: Any) -> Checked:
+        checked = await honest(self, *args)
+        return checked._replace(failure_due=time.monotonic() + 1)
+
+    monkeypatch.setattr(Credentials, "check", late)
+    for name in ("ada", "nobody"):
+        began = time.monotonic()
+        async with client.post("/user", json={"username": name, "password": "not the password"}) as answer:
+            assert answer.status == 401
+        assert time.monotonic() - began >= 1
