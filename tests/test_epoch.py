@@ -16,7 +16,7 @@ import pytest
 
 from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
-from gatepost.errors import Problem
+from gatepost.errors import Problem, Unauthorized
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.security.credentials import Credentials, Setting
 from gatepost.security.throttle import KEY_BYTES, Bucket, Limit
@@ -283,12 +283,60 @@ async def test_a_login_waits_for_a_disabling_that_has_begun_and_is_then_refused(
         await run(disabling, "BEGIN")
         await run(disabling, "UPDATE gatepost.users SET disabled_at = clock_timestamp(), epoch = epoch + 1")
         opening = asyncio.create_task(sessions.open_session(login, attempt, lifetime=1000, max_per_user=10))
-        waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        while not opening.done() and not await asyncio.to_thread(rows, dsn, waiting):
-            await asyncio.sleep(0.01)
+        await until_it_waits(dsn, opening)
         await run(disabling, "COMMIT")
         assert await opening is None
         assert rows(dsn, "SELECT kind FROM gatepost.events ORDER BY id DESC LIMIT 1") == [("authn_login_fail",)]
+
+
+async def test_a_password_change_waits_for_a_disabling_that_has_begun_and_is_then_refused(
+    database: Database, dsn: Dsn, credentials: Credentials
+) -> None:
+    async with a_world(database, dsn, credentials) as world:
+        disable, commit = await a_disabling(world)
+        connection = await world.connection()
+        secret, _ = await passwords.find_secret(connection, world.user_id, [])
+        assert secret is not None
+        assert secret.setting is not None
+        digest = await credentials.digest(secret.setting, PASSWORD)
+        await disable()
+        changing = asyncio.create_task(
+            passwords.change_password(
+                connection,
+                world.user_id,
+                accounts.Origin(await handle_of(world), None, None),
+                current=passwords.Current(secret.setting, digest),
+                new=await credentials.create(NEW),
+                token_hash=hash_token(world.token("changed")),
+            )
+        )
+        await until_it_waits(dsn, changing)
+        await commit()
+        with pytest.raises(Unauthorized):
+            await changing
+
+
+async def until_it_waits(dsn: Dsn, task: "asyncio.Task[Any]") -> None:
+    """For a lock; or until it is done, which tells that it does not."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    while not task.done() and not await asyncio.to_thread(rows, dsn, waiting):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_password_change_raises_the_epoch_and_deletes_the_other_sessions(
+    database: Database, dsn: Dsn, credentials: Credentials
+) -> None:
+    """The epoch alone would refuse them, and without it their absence; code of the release before asks for either."""
+    async with a_world(database, dsn, credentials) as world:
+        for step in await a_login(world):
+            await step()
+        before = rows(dsn, "SELECT epoch FROM gatepost.users")[0][0]
+        for step in await a_password_change(world):
+            await step()
+        assert rows(dsn, "SELECT epoch FROM gatepost.users") == [(before + 1,)]
+        assert rows(dsn, "SELECT token_hash = %s FROM gatepost.sessions", hash_token(world.token("changed"))) == [
+            (True,)
+        ]
 
 
 @pytest.mark.parametrize("change", ["epoch = epoch + 1", "disabled_at = clock_timestamp()"])
