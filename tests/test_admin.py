@@ -236,6 +236,18 @@ async def test_new_roles_end_the_sessions_and_are_recorded_old_and_new(root: Cal
     assert (await fresh("GET", "/admin/users")).status == 200
 
 
+async def test_a_reset_that_was_started_before_a_disabling_is_worth_nothing_after_it(
+    root: Caller, ada: Caller, client: Client, dsn: Dsn
+) -> None:
+    reset = (await root.ok("POST", user_path(ada.id, "password-reset")))["reset"]
+    for disabled in (True, False):
+        await root.ok("PATCH", user_path(ada.id), {"disabled": disabled})
+    assert rows(dsn, "SELECT count(*) FROM gatepost.password_resets") == [(0,)]
+    body = {"code": reset["code"], "new": "a better horse and battery"}
+    async with client.post("/account/password/redeem", json=body) as answer:
+        assert (answer.status, (await answer.json())["code"]) == (403, "invalid_code")
+
+
 async def test_roles_as_they_were_change_nothing(root: Caller, ada: Caller, dsn: Dsn) -> None:
     await root.ok("PATCH", user_path(root.id), {"roles": ["admin", "admin"], "disabled": False})
     await root.ok("PATCH", user_path(ada.id), {})
