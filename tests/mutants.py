@@ -211,7 +211,7 @@ MUTANTS = [
         "recovery/queries.py",
         "r.code_hash = :code_hash AND r.expires_at > clock_timestamp()\n            AND u.id",
         "r.code_hash = :code_hash\n            AND u.id",
-        "tests/test_my_account.py tests/test_admin.py",
+        "tests/test_epoch.py",
     ),
     src(
         "recovery/queries.py",

@@ -240,9 +240,9 @@ async def test_a_reset_that_was_started_before_a_disabling_is_worth_nothing_afte
     root: Caller, ada: Caller, client: Client, dsn: Dsn
 ) -> None:
     reset = (await root.ok("POST", user_path(ada.id, "password-reset")))["reset"]
-    for disabled in (True, False):
-        await root.ok("PATCH", user_path(ada.id), {"disabled": disabled})
+    await root.ok("PATCH", user_path(ada.id), {"disabled": True})
     assert rows(dsn, "SELECT count(*) FROM gatepost.password_resets") == [(0,)]
+    await root.ok("PATCH", user_path(ada.id), {"disabled": False})
     body = {"code": reset["code"], "new": "a better horse and battery"}
     async with client.post("/account/password/redeem", json=body) as answer:
         assert (answer.status, (await answer.json())["code"]) == (403, "invalid_code")

@@ -16,8 +16,9 @@ import pytest
 
 from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
-from gatepost.errors import Problem, Unauthorized
+from gatepost.errors import InvalidCode, Problem, Unauthorized
 from gatepost.postgres.database import Connection, Database, Dsn
+from gatepost.recovery import queries as recovery
 from gatepost.security.credentials import Credentials, Setting
 from gatepost.security.throttle import KEY_BYTES, Bucket, Limit
 from gatepost.sessions import queries as sessions
@@ -349,3 +350,29 @@ async def test_a_session_ends_with_the_epoch_and_the_user_also_by_sql_typed_by_h
         rows(dsn, f"UPDATE gatepost.users SET {change} RETURNING 1")
         assert rows(dsn, "SELECT count(*) FROM gatepost.sessions") == [(1,)]
         assert await database.read(sessions.live_sessions, [key], 1000) == {}
+
+
+async def test_a_redeemed_code_raises_the_epoch_and_one_that_expires_between_the_statements_does_nothing(
+    database: Database, dsn: Dsn, credentials: Credentials
+) -> None:
+    async with a_world(database, dsn, credentials):
+        code = recovery.hash_code("ABCD")
+        rows(
+            dsn,
+            "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at, created_at) "
+            "SELECT id, %s, clock_timestamp(), clock_timestamp() - interval '1 hour' FROM gatepost.users RETURNING 1",
+            code,
+        )
+        new = await credentials.create(NEW)
+        before = rows(dsn, "SELECT epoch, p.digest FROM gatepost.users u JOIN gatepost.passwords p ON user_id = id")
+        with pytest.raises(InvalidCode):
+            await database.write(recovery.redeem, code, new, ip=None, user_agent=None)
+        assert before == rows(
+            dsn, "SELECT epoch, p.digest FROM gatepost.users u JOIN gatepost.passwords p ON user_id = id"
+        )
+        rows(
+            dsn, "UPDATE gatepost.password_resets SET expires_at = clock_timestamp() + interval '1 hour' RETURNING 1"
+        )
+        await database.write(recovery.redeem, code, new, ip=None, user_agent=None)
+        assert rows(dsn, "SELECT epoch FROM gatepost.users") == [(before[0][0] + 1,)]
+        assert rows(dsn, "SELECT count(*) FROM gatepost.sessions") == [(0,)]
