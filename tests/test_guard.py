@@ -7,7 +7,7 @@ import pytest
 from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
-from tests.conftest import Client, log_in, register, rows, status_of
+from tests.conftest import Client, CountRoundTrips, log_in, register, rows, status_of
 
 # Log out looks its token up by itself, in the statement that ends the session; forward authentication answers for
 # other services. Metrics are for programs on this machine, or on the operators' address (test_metrics.py).
@@ -151,3 +151,14 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
                 assert rows(dsn, of_bob) == before, (roles, method, path)
     assert await status_of(client, bobs) == 401  # what an administrator may do was done
     assert rows(dsn, "SELECT canonical FROM gatepost.users ORDER BY 1") == [("ada",), ("eve",)]
+
+
+@pytest.mark.parametrize(
+    "token", ["{}-1000-8000-000000000000", "{}-4000-c000-000000000000", "{}-7000-8000-000000000000"]
+)
+async def test_a_token_that_is_no_version_4_uuid_is_401_before_the_database_is_asked(
+    client: Client, count_round_trips: CountRoundTrips, token: str
+) -> None:
+    with count_round_trips() as sent:
+        assert await status_of(client, token.format("00000000-0000")) == 401
+    assert sent == []
