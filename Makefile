@@ -9,8 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
-# Processes that test at once: one more than processors, since tests also wait.
-SIDE_BY_SIDE ?= $(shell expr $$(nproc 2>/dev/null || echo 1) + 1)
+# Processes that test at once: two a processor, since tests also wait.
+SIDE_BY_SIDE ?= $(shell expr 2 \* $$(nproc 2>/dev/null || echo 1))
 
 # The tests of what rests on parts of libraries that these do not promise, and libraries to try beyond their bounds.
 COMPAT := private_parts ways_in connection stopping bad_input http database lookup workers
