@@ -4,6 +4,7 @@ Work is counted in calls, which are the same on every machine. That count does n
 of C. There the clock judges, and only if it is over the bound and half the text takes far less than half the time.
 """
 
+import asyncio
 import ipaddress
 import json
 import random
@@ -27,7 +28,7 @@ from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
-from gatepost.errors import Problem
+from gatepost.errors import Overloaded, Problem
 from gatepost.http import app, body, strict_json, tokens
 from gatepost.postgres.database import Dsn
 from gatepost.recovery.queries import hash_code
@@ -281,3 +282,16 @@ async def test_no_password_is_prepared_on_the_event_loop(
     for text in (first, second, third):
         assert threads[text]
         assert threading.get_ident() not in threads[text]
+
+
+async def test_no_more_new_passwords_wait_to_be_judged_than_a_second_holds() -> None:
+    go_on = threading.Event()
+    waiting = [asyncio.create_task(policy.off_the_loop(go_on.wait, 60)) for _ in range(policy._Judging.MOST)]
+    try:
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await policy.off_the_loop(int)
+    finally:
+        go_on.set()
+    assert all(await asyncio.gather(*waiting))
+    assert await policy.off_the_loop(int, "7") == 7

@@ -8,20 +8,44 @@ from importlib.resources import files
 from typing import ParamSpec, TypeVar
 
 from gatepost.config import PasswordsConfig
-from gatepost.errors import FieldError, InvalidBody
+from gatepost.errors import FieldError, InvalidBody, Overloaded
 from gatepost.security.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.security.names import InvalidName, canonical, display
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# One thread: preparing a long password takes milliseconds, and several threads would delay the event loop.
-_judging = ThreadPoolExecutor(1, "judging")
+
+class _Judging:
+    """A thread that judges, and the number of calls that wait for it.
+
+    One thread: preparing a long password takes milliseconds, and several threads would delay the event loop.
+    """
+
+    # With the most expensive texts (14 ms each) a second.
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "judging")
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns. Raises what it raises, and Overloaded when too many calls wait."""
+        if self._waiting >= self.MOST:
+            raise Overloaded(1.0)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._waiting -= 1
+
+
+_judging = _Judging()
 
 
 async def off_the_loop(judge: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``judge`` returns, off the event loop. Raises what it raises."""
-    return await asyncio.get_running_loop().run_in_executor(_judging, partial(judge, *args, **kwargs))
+    """What ``judge`` returns, off the event loop. Raises what it raises, and Overloaded."""
+    return await _judging.run(partial(judge, *args, **kwargs))
 
 
 def judge(username: str, password: str, config: PasswordsConfig) -> tuple[str, str]:
