@@ -248,8 +248,8 @@ MUTANTS = [
     ),
     src(
         "forward_auth/handlers.py",
-        "            raise AmbiguousPath",
-        "            break",
+        "        raise AmbiguousPath",
+        "        pass",
         "tests/test_forward_auth.py",
     ),
     src(

@@ -876,3 +876,12 @@ async def test_the_question_itself_refuses_what_can_be_read_in_two_ways(
         assert (answer.status, answer.code) == (403, "ambiguous_path"), path
     for path in PLAIN:
         assert (await ask(client, f"Authorization: {token}", f"{header}: {path}")).status == 200, path
+
+
+async def test_more_paths_than_a_proxy_sends_are_refused_unread(client: Client) -> None:
+    await register(client, "ada")
+    token = await log_in(client)
+    for count, status in ((4, 200), (5, 403)):
+        headers = [("Authorization", token), *[("X-Forwarded-Uri", "/plain")] * count]
+        async with client.get("/authz/forward", headers=headers) as answer:
+            assert answer.status == status
