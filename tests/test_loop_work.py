@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings, target
 from hypothesis import strategies as st
@@ -29,7 +30,9 @@ from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Overloaded, Problem
-from gatepost.http import app, body, strict_json, tokens
+from gatepost.forward_auth import handlers as forwarding
+from gatepost.http import access_log, app, body, client, strict_json, tokens
+from gatepost.ops import handlers as ops
 from gatepost.postgres.database import Dsn
 from gatepost.recovery.queries import hash_code
 from gatepost.security import addresses
@@ -111,6 +114,22 @@ def query(text: str) -> object:
     return body.read_query(made, Page)
 
 
+def content_type(text: str) -> object:
+    return body._is_json(request([("Content-Type", text)]))
+
+
+def forward_auth(text: str) -> object:
+    headers = [(name, text) for name in ("X-Forwarded-Uri", "X-Original-URI", "X-Forwarded-Host") for _ in range(2)]
+    made = request([*headers, ("X-Forwarded-Method", text), ("Host", text)])
+    return forwarding._asked(made), forwarding._refuse_ambiguous_paths(made)
+
+
+def other_headers(text: str) -> object:
+    made = request([(name, text) for name in ("User-Agent", "X-Request-ID", "Origin", "Host", "Expect")])
+    access_log.name_request(made, web.Response())
+    return client.user_agent(made), tokens._is_local(made, text), ops._is_from_here(made)
+
+
 SUBJECTS: dict[str, Callable[[str], object]] = {
     "a password": prepare,
     "a name": canonical,
@@ -121,6 +140,9 @@ SUBJECTS: dict[str, Callable[[str], object]] = {
     "X-Forwarded-For": forwarded,
     "a cursor": cursor.name,
     "a query": query,
+    "Content-Type": content_type,
+    "what proxies say": forward_auth,
+    "other headers": other_headers,
 }
 
 # Each is repeated until it fills what may be sent.
@@ -133,6 +155,7 @@ PIECES = [
     "\u1100\u1161\u11a8",
     "\u05d0", "a", " ", "\t", ";", "session=;", "session;", "; session=x ", ",", "10.0.0.1,", "[::1],", "1,", "&",
     "a=&", "limit=1&", "%", '"', '\\"', "[", "{", '{"a":', '"a":1,', "1", "9e9,", "\\u0000", "A", "_", "=", "AQ",
+    ";\"", "a=;", "/.", "%2e.a/", "a*0=\"b\";",
 ]  # fmt: skip
 WRAPPED = ["", '{"a":"', "[", '{"a":[']
 

@@ -46,9 +46,7 @@ async def forward(request: web.Request) -> web.Response:
     `X-Forwarded-Uri` or `X-Original-URI` that could be read in different ways is refused, whoever asks.
     """
     demand = read_query(request, Demand)
-    paths = [*_values(request, "X-Forwarded-Uri"), *_values(request, "X-Original-URI")]
-    if len(paths) > _MAX_PATHS or any(_AMBIGUOUS.search(path.partition("?")[0]) for path in paths):
-        raise AmbiguousPath
+    _refuse_ambiguous_paths(request)
     session = await caller(request, _asked(request))
     if session is None:
         raise Unauthorized  # never 429: to nginx that is an error, to its client 500
@@ -63,6 +61,12 @@ async def forward(request: web.Request) -> web.Response:
             "Remote-Session": session.handle,
         }
     )
+
+
+def _refuse_ambiguous_paths(request: web.Request) -> None:
+    paths = [*_values(request, "X-Forwarded-Uri"), *_values(request, "X-Original-URI")]
+    if len(paths) > _MAX_PATHS or any(_AMBIGUOUS.search(path.partition("?")[0]) for path in paths):
+        raise AmbiguousPath
 
 
 def _asked(request: web.Request) -> Asked:
