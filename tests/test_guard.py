@@ -25,7 +25,7 @@ PUBLIC = {
     ("GET", "/docs"),
 }
 # Guarded by a service's token, or a user's with the role verifier: tests/test_services.py.
-OF_SERVICES = {("POST", "/authz/check")}
+OF_SERVICES = {("POST", "/authz/check"), ("GET", "/feed")}
 ROUTE_TABLE = [(route.method, route.path, route.handler) for route in ROUTES]
 PROTECTED = [(m, p) for m, p, handler in ROUTE_TABLE if (m, p) not in PUBLIC and not p.startswith("/docs/")]
 ADMIN = [(m, p) for m, p, handler in ROUTE_TABLE if GUARDED.get(handler) == "admin"]
@@ -100,6 +100,8 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     ("PUT", "/account/password"): (403, 403),
     ("DELETE", "/account"): (403, 403),
     ("POST", "/authz/check"): (403, 403),
+    ("GET", "/feed"): (403, 403),
+    ("GET", "/user/events"): (200, 200),
     ("GET", "/admin/users"): (403, 200),
     ("POST", "/admin/users"): (403, 201),
     ("GET", "/admin/users/{id}"): (403, 200),

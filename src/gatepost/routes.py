@@ -5,6 +5,7 @@ from functools import cache
 from gatepost.accounts.feature import FEATURE as ACCOUNTS
 from gatepost.admin.feature import FEATURE as ADMIN
 from gatepost.config import Config
+from gatepost.feed.feature import FEATURE as FEED
 from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.ops import openapi
 from gatepost.ops.feature import FEATURE as OPS
@@ -19,6 +20,7 @@ FEATURES = [
     RECOVERY,
     FORWARD_AUTH,
     SERVICES,
+    FEED,
     OPS,
     ADMIN,
     TRANSFER,

@@ -19,7 +19,7 @@ from gatepost.config.sections import (
 )
 from gatepost.config.throttle import ThrottleConfig
 
-# Of Postgres' 100 connections: the rest is for commands and for the superuser.
+# Of the embedded Postgres' 130 connections: the rest is for feeds (one for each worker), commands and the superuser.
 EMBEDDED_CONNECTIONS = 90
 
 

@@ -48,6 +48,7 @@ class Connection(Protocol):
         "_headers_of",
         "_send_by",
         "_silent",
+        "_streams",
         "_timer",
         "address",
         "ended",
@@ -69,6 +70,7 @@ class Connection(Protocol):
         # complete.
         self._headers_by, self._headers_of = _NEVER, 0
         self._silent = True  # no byte has arrived yet
+        self._streams = False
         self._chunked_left = _NEVER
         self.address: bytes | None = None
         self.waiting: asyncio.Task[Any] | None = None
@@ -103,14 +105,19 @@ class Connection(Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether we wait for the client: for a request, or for the rest of one."""
-        return self.is_idle or not (self._body.is_eof() or self.is_queued)
+        """Whether we wait for the client: for a request, or for the rest of one. Or it waits for news."""
+        return self._streams or self.is_idle or not (self._body.is_eof() or self.is_queued)
 
     @property
     def untaken(self) -> int:
         """Bytes of answers that the client has not taken."""
         transport = self.transport_until_lost
         return transport.get_write_buffer_size() if transport is not None else 0
+
+    def let_stream(self) -> None:
+        """Answer without an end, to somebody who is not trusted with a connection: at the limit another takes it."""
+        self._streams = True
+        self.delay_waiting(0)
 
     # ------------------------------------------------------------------------------------------- stopping
 

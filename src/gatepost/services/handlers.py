@@ -2,20 +2,17 @@
 
 from typing import Annotated
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
-from gatepost.http.app import DATABASE
 from gatepost.http.body import read_body
 from gatepost.http.operation import operation
-from gatepost.services import queries
-from gatepost.services.token import service_token
-from gatepost.sessions.guard import LAST_SEEN, LOOKUP, caller, no_session
+from gatepost.services.guard import demand_verifier
+from gatepost.sessions.guard import LAST_SEEN, LOOKUP
 from gatepost.sessions.session import WhoAmIAnswer, hash_token
 
-ROLE = "verifier"
 MAX_TOKENS = 500
 # As many tokens with their quotes, commas and some space.
 MAX_BODY = 24 * 1024
@@ -41,7 +38,7 @@ async def check(request: web.Request) -> web.Response:
 
     A service authenticates with the token that `gatepost service add` has printed.
     """
-    await _demand_verifier(request)
+    await demand_verifier(request)
     asked = await read_body(request, Tokens, most=MAX_BODY)
     hashes = [hash_token(token) if token.isascii() else b"" for token in asked.tokens]
     found = await request.app[LOOKUP].find_all(hashes)
@@ -50,19 +47,6 @@ async def check(request: web.Request) -> web.Response:
     documents = [found[token_hash].document if token_hash in found else "null" for token_hash in hashes]
     body = '{"results":[' + ",".join(documents) + "]}"
     return web.Response(body=body.encode(), content_type="application/json")
-
-
-async def _demand_verifier(request: web.Request) -> None:
-    token = service_token(request.headers.get(hdrs.AUTHORIZATION, ""))
-    if token is not None:
-        if await request.app[DATABASE].read(queries.find, hash_token(token)) is None:
-            raise no_session(request)
-        return
-    session = await caller(request)
-    if session is None:
-        raise no_session(request)
-    if ROLE not in session.roles:
-        raise Forbidden
 
 
 routes = [web.post("/authz/check", check)]

@@ -15,7 +15,7 @@ _SETTINGS = {
     "listen_addresses": "",
     "port": str(PORT),
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
+    "max_connections": "130",
     "shared_buffers": "32MB",
     "jit": "off",
     "fsync": "on",

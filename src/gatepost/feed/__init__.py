@@ -1,0 +1,1 @@
+"""The feed: who is told at once when a session ends."""
