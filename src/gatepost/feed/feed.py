@@ -88,6 +88,8 @@ class Feed:
     def __init__(self) -> None:
         self.proven = float("-inf")
         """Until when (`clock`) every revocation is known to be among the events."""
+        self.ahead = 0.0
+        """Seconds by which the database's clock (Unix time) is ahead of `clock`, at most."""
         self.closed = False
         self.listeners = 0
         """Streams of services that are open."""

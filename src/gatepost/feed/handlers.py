@@ -28,8 +28,9 @@ async def feed(request: web.Request) -> web.StreamResponse:
     """Follow revocations as Server-Sent Events: for services, and for users with the role `verifier`.
 
     `hello` says whether the stream goes on where `Last-Event-ID` left it (`resumed`; otherwise start over), the
-    seconds of a lease, and this node's clock; `session.revoked` and `user.changed` name a session or a user; `reset`
-    says that anything may have changed; a `heartbeat` says up to which moment of the clock nothing is missing.
+    seconds of a lease, and both this node's clock (`now`) and the database's (`time`). `session.revoked` and
+    `user.changed` name a session or a user. `reset` says that anything may have changed. A `heartbeat` says up to
+    which moment of this node's clock nothing is missing.
     """
     verifier = await demand_verifier(request)
     await request.app[LISTENER].start()
@@ -43,7 +44,14 @@ async def _follow(request: web.Request, verifier: Verifier, write: Write) -> Non
         allowed = await verifier.still()
         position = followed.resume(request.headers.get("Last-Event-ID"))
         resumed, position = position is not None, position or followed.end
-        hello = {"resumed": resumed, "lease": LEASE, "heartbeat": HEARTBEAT, "now": round(clock(), 6)}
+        now = clock()
+        hello = {
+            "resumed": resumed,
+            "lease": LEASE,
+            "heartbeat": HEARTBEAT,
+            "now": round(now, 6),
+            "time": round(now + followed.ahead, 6),
+        }
         await write(event("hello", hello, followed.id_of(position)))
         position = position._replace(proven=float("-inf"))
         while allowed and not followed.closed:

@@ -62,7 +62,8 @@ class Listener:
         try:
             began = clock()
             while not receiving.done():
-                await notifications.notify(self._echo, repr(clock()), LEASE)
+                now = clock()
+                self._feed.ahead = await notifications.notify(self._echo, repr(now), LEASE) - now
                 await asyncio.wait([receiving], timeout=HEARTBEAT)
                 if clock() - max(self._feed.proven, began) > LEASE:
                     raise DatabaseUnavailable("no notification of our own comes back (a pooler?)")

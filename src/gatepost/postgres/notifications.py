@@ -31,13 +31,18 @@ class Notifications:
             notification = await self._connection.notifies.get()
             return notification.channel, notification.payload
 
-    async def notify(self, channel: str, payload: str, seconds: float) -> None:
-        """Notify a channel. Raises DatabaseUnavailable, also after so many seconds."""
+    async def notify(self, channel: str, payload: str, seconds: float) -> float:
+        """Notify a channel, and give the database's clock (Unix time). Raises DatabaseUnavailable, also after so many
+        seconds.
+        """
         with _unavailable():
             async with asyncio.timeout(seconds):
-                await self._connection.fetch(
-                    "SELECT pg_notify(%(channel)s, %(payload)s)", {"channel": channel, "payload": payload}
+                rows = await self._connection.fetch(
+                    "SELECT extract(epoch FROM clock_timestamp())::float8, pg_notify(%(channel)s, %(payload)s)",
+                    {"channel": channel, "payload": payload},
                 )
+        now: float = rows[0][0]
+        return now
 
 
 @contextlib.asynccontextmanager

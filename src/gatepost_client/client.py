@@ -1,0 +1,144 @@
+"""Gatepost's API for a program that signs people in: log in and out, account, sessions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from gatepost_client.identity import NotKnown, SignedIn
+
+Json = dict[str, Any]
+
+
+class GatepostError(Exception):
+    """Gatepost refuses. ``code`` is stable and for programs (`invalid_credentials`, `username_taken`, …).
+
+    ``errors``: what is wrong with which field, as the API's problem documents have it. ``retry_after``: seconds to
+    wait, where Gatepost says so.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: int | None) -> None:
+        self.status = status
+        self.code = str(problem.get("code", "unknown"))
+        self.errors: list[Json] = list(problem.get("errors", ()))
+        self.retry_after = retry_after
+        super().__init__(f"{status} {self.code}: {problem.get('detail', '')}")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """A new session. ``token`` is told here and never again."""
+
+    token: str
+    expires_at: datetime
+    user: Json
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"LoggedIn(user={self.user.get('username')!r})"
+
+
+class GatepostClient:
+    """Calls Gatepost for people who sign in. Use it with ``async with``.
+
+    Methods raise GatepostError for what Gatepost refuses (4xx), and NotKnown when it cannot answer (5xx, no
+    connection, no answer within ``timeout`` seconds).
+    """
+
+    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+        self._url = url.rstrip("/")
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the connections."""
+        # No cookies: a client serves many people.
+        self._http = aiohttp.ClientSession(timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close them."""
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+
+    async def register(self, username: str, password: str, profile: Json | None = None) -> Json:
+        """Make an account; the user. Where registration is open."""
+        body: Json = {"username": username, "password": password}
+        if profile is not None:
+            body["profile"] = profile
+        user: Json = (await self._call("POST", "/account", body=body))["user"]
+        return user
+
+    async def log_in(self, username: str, password: str) -> LoggedIn:
+        """Open a session. A wrong name and a wrong password look alike (`invalid_credentials`)."""
+        answer = await self._call("POST", "/user", body={"username": username, "password": password})
+        return LoggedIn(answer["session_id"], datetime.fromisoformat(answer["expires_at"]), answer["user"])
+
+    async def log_out(self, token: str) -> bool:
+        """End the session, everywhere and at once. False if it had ended before."""
+        return await self._unless_ended("DELETE", "/user", token) is not None
+
+    async def who_am_i(self, token: str) -> SignedIn | None:
+        """Whose session this is; None for no session. For many of them there is `Verifier`."""
+        answer = await self._unless_ended("GET", "/user", token)
+        return None if answer is None else SignedIn.of(answer)
+
+    async def account(self, token: str) -> Json:
+        """The account of the session's user."""
+        return await self._call("GET", "/account", token)
+
+    async def update_account(self, token: str, changes: Json) -> Json:
+        """Change the name or the profile (a JSON merge patch, RFC 7396)."""
+        return await self._call("PATCH", "/account", token, changes)
+
+    async def change_password(self, token: str, current: str, new: str) -> Json:
+        """Change the password; the user's other sessions end."""
+        return await self._call("PUT", "/account/password", token, {"current": current, "new": new})
+
+    async def delete_account(self, token: str, password: str) -> Json:
+        """Delete the account with everything that belongs to it."""
+        return await self._call("DELETE", "/account", token, {"password": password})
+
+    async def sessions(self, token: str) -> list[Json]:
+        """The user's live sessions, the newest first; ``current`` is the one that asks."""
+        sessions: list[Json] = (await self._call("GET", "/sessions", token))["sessions"]
+        return sessions
+
+    async def end_session(self, token: str, handle: str) -> Json:
+        """End one of the user's sessions."""
+        return await self._call("DELETE", f"/sessions/{quote(handle, safe='')}", token)
+
+    async def end_sessions(self, token: str, scope: Literal["others", "all"]) -> Json:
+        """End the user's other sessions, or all."""
+        return await self._call("DELETE", f"/sessions?scope={scope}", token)
+
+    async def _unless_ended(self, method: str, path: str, token: str) -> Json | None:
+        try:
+            return await self._call(method, path, token)
+        except GatepostError as error:
+            if error.status == 401:
+                return None
+            raise
+
+    async def _call(self, method: str, path: str, token: str | None = None, body: Json | None = None) -> Json:
+        if self._http is None:
+            raise RuntimeError("use the client with `async with`")
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        try:
+            async with self._http.request(method, self._url + path, json=body, headers=headers) as answer:
+                document: Json = await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise NotKnown(f"Gatepost cannot be reached ({type(error).__name__})") from error
+        if answer.status >= 500:
+            raise NotKnown(f"Gatepost answers {answer.status} ({document.get('code', '')})")
+        if answer.status >= 400:
+            after = answer.headers.get("Retry-After", "")
+            raise GatepostError(answer.status, document, int(after) if after.isdecimal() else None)
+        return document
