@@ -4,9 +4,18 @@
 `gatepost_client.fastapi`, `.django`, `.flask`, `.aiohttp`. Nothing here imports the server.
 """
 
-from gatepost_client.client import GatepostClient, GatepostError
+from gatepost_client.client import GatepostClient, GatepostError, NewSession
 from gatepost_client.identity import NotKnown, SignedIn, bearer
 from gatepost_client.sync import SyncVerifier
 from gatepost_client.verifier import Verifier
 
-__all__ = ["GatepostClient", "GatepostError", "NotKnown", "SignedIn", "SyncVerifier", "Verifier", "bearer"]
+__all__ = [
+    "GatepostClient",
+    "GatepostError",
+    "NewSession",
+    "NotKnown",
+    "SignedIn",
+    "SyncVerifier",
+    "Verifier",
+    "bearer",
+]

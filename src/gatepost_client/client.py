@@ -1,7 +1,7 @@
 """Gatepost's API for a program that signs people in: log in and out, account, sessions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,16 +30,17 @@ class GatepostError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedIn:
-    """A new session. ``token`` is told here and never again."""
+class NewSession:
+    """A session that was opened, or goes on under a new token. ``token`` is told here and never again."""
 
-    token: str
+    token: str = field(repr=False)
     expires_at: datetime
-    user: Json
+    user: Json | None = None
 
-    def __repr__(self) -> str:
-        """Without the token."""
-        return f"LoggedIn(user={self.user.get('username')!r})"
+    @classmethod
+    def of(cls, answer: Json) -> Self:
+        """Read what Gatepost answers."""
+        return cls(answer["session_id"], datetime.fromisoformat(answer["expires_at"]), answer.get("user"))
 
 
 class GatepostClient:
@@ -68,18 +69,15 @@ class GatepostClient:
             await self._http.close()
             self._http = None
 
-    async def register(self, username: str, password: str, profile: Json | None = None) -> Json:
+    async def register(self, username: str, password: str) -> Json:
         """Make an account; the user. Where registration is open."""
-        body: Json = {"username": username, "password": password}
-        if profile is not None:
-            body["profile"] = profile
-        user: Json = (await self._call("POST", "/account", body=body))["user"]
+        answer = await self._call("POST", "/account", body={"username": username, "password": password})
+        user: Json = answer["user"]
         return user
 
-    async def log_in(self, username: str, password: str) -> LoggedIn:
+    async def log_in(self, username: str, password: str) -> NewSession:
         """Open a session. A wrong name and a wrong password look alike (`invalid_credentials`)."""
-        answer = await self._call("POST", "/user", body={"username": username, "password": password})
-        return LoggedIn(answer["session_id"], datetime.fromisoformat(answer["expires_at"]), answer["user"])
+        return NewSession.of(await self._call("POST", "/user", body={"username": username, "password": password}))
 
     async def log_out(self, token: str) -> bool:
         """End the session, everywhere and at once. False if it had ended before."""
@@ -98,9 +96,9 @@ class GatepostClient:
         """Change the name or the profile (a JSON merge patch, RFC 7396)."""
         return await self._call("PATCH", "/account", token, changes)
 
-    async def change_password(self, token: str, current: str, new: str) -> Json:
-        """Change the password; the user's other sessions end."""
-        return await self._call("PUT", "/account/password", token, {"current": current, "new": new})
+    async def change_password(self, token: str, current: str, new: str) -> NewSession:
+        """Change the password. This session goes on under a new token, the user's other sessions end."""
+        return NewSession.of(await self._call("PUT", "/account/password", token, {"current": current, "new": new}))
 
     async def delete_account(self, token: str, password: str) -> Json:
         """Delete the account with everything that belongs to it."""
