@@ -82,8 +82,9 @@ bench: $(VENV)/developer ## Measure speed and memory, as ratios within one run.
 timing: $(VENV)/developer ## Test that failures cannot be told apart by how long they take: ten minutes.
 	@$(BIN)/python -m bench.timing $(ARGS)
 
-wheel: $(VENV)/developer ## Build the wheel into dist/.
+wheel: $(VENV)/developer ## Build the wheels of the server and of its client for Python into dist/.
 	@$(BIN)/python -m build --quiet --wheel --outdir dist .
+	@$(BIN)/python -m build --quiet --wheel --outdir dist src/gatepost_client
 
 clean: ## Remove what was built (not the data in gatepost-data).
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage

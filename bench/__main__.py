@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, overload, population, report, seed, workers, wrk
+from bench import measures, overload, population, report, seed, verifier, workers, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -48,6 +48,12 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
             memory += measures.memory(service, "after the load")
             _say("a flood of logins …")
             flood, still_more = overload.overload(service, planted, folder)
+        with Service(home, verifier.ROOM) as service:
+            _say("services behind it …")
+            listeners = 100 if quick else verifier.LISTENERS
+            behind, notes_behind = verifier.verifiers(
+                service, planted, folder, rounds=rounds, seconds=seconds, listeners=listeners
+            )
         _say("two workers …")
         several, and_more = workers.checks(home, planted, folder, rounds=rounds, seconds=seconds)
         with Service(home) as service:
@@ -60,12 +66,13 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
         f"Logins ({measures.LOGIN_CONNECTIONS} connections)": logins,
         f"Under a flood of logins ({overload.STEADY_RATE} checks/s beside it)": flood,
         f"Two workers ({workers.CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": several,
+        **behind,
         "Memory": memory,
         "Import": imported,
         f"Lists, in Postgres ({count:,} users)": pages,
         "Start-up": start,
     }
-    return groups, [*notes, *more, *still_more, *and_more]
+    return groups, [*notes, *more, *still_more, *notes_behind, *and_more]
 
 
 def _say(what: str) -> None:

@@ -13,12 +13,12 @@ from gatepost.http.event_stream import event
 
 # Seconds for which a verifier may rely on what it was told, from the moment until which it is proven complete.
 LEASE = 1.0
-# Seconds between two heartbeats: a lease outlives two that are late.
-HEARTBEAT = 0.25
+# Seconds between two heartbeats: a lease outlives one that does not come.
+HEARTBEAT = 0.4
 # Events that are kept for listeners who come back, in bytes; and how much of one listener's is unsent at most.
 WINDOW = 256 * 1024
 # Listeners that are woken in one turn of the event loop, so that a session check waits for no more than these.
-_WOKEN_AT_ONCE = 16
+_WOKEN_AT_ONCE = 8
 # Notices that are kept for one watch until it is looked at. It asks for its state anyway.
 _NOTICES = 64
 
