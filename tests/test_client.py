@@ -15,6 +15,7 @@ from aiohttp import web
 
 import gatepost_client
 from gatepost.feed.handlers import FEED
+from gatepost.feed.listener import Listener
 from gatepost.postgres.database import Dsn
 from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
@@ -126,6 +127,20 @@ async def test_a_feed_that_is_cut_ends_the_lease_and_comes_back(client: Client, 
     assert await leased.check(token) is not None
     client.app[FEED].closed = False
     await eventually(lambda: leased.has_lease)
+
+
+async def test_a_stream_that_was_slow_to_begin_is_opened_anew(
+    client: Client, url: str, service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, slow = Listener.start, [1.5]
+
+    async def slowly(self: Listener) -> None:
+        await start(self)
+        await asyncio.sleep(slow.pop() if slow else 0)
+
+    monkeypatch.setattr(Listener, "start", slowly)
+    async with Verifier(url, service, mode="leased") as verifier:
+        await eventually(lambda: verifier.has_lease)
 
 
 @pytest.mark.parametrize("mode", ["strict", "leased"])

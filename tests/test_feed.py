@@ -17,7 +17,8 @@ from gatepost.feed.listener import _notices
 from gatepost.postgres.database import Dsn
 from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
-from tests.conftest import Client, StartServer, eventually, log_in, register, rows, status_of
+from gatepost_client import NotKnown, Verifier
+from tests.conftest import Client, PostgresServer, StartServer, eventually, log_in, register, rows, status_of
 from tests.event_streams import SOON, Event, Stream, stream
 from tests.test_connection import Serve, serve, server_of
 
@@ -297,6 +298,51 @@ async def test_a_lost_connection_means_start_over_and_a_stream_goes_on(
         event = await page.next()
         assert event is not None
         assert event.kind == "user.changed"
+
+
+async def test_what_one_node_revokes_every_node_tells(
+    config: Config, start_server: StartServer, service: str
+) -> None:
+    one, other = await start_server(config), await start_server(config)
+    await register(one, "ada")
+    token = await log_in(one)
+    _, handle = await who(one, token)
+    async with stream(other, "/feed", service) as feed, stream(other, "/user/events", token) as page:
+        await feed.next()
+        await page.next()
+        await one.delete("/user", headers={"Authorization": token})
+        assert subject(await feed.next())[2] == handle
+        assert await page.next() == Event("session.revoked", {"handle": handle, "current": True})
+
+
+@pytest.mark.deadlines
+async def test_a_postgres_that_hangs_ends_the_lease_and_every_stream_gets_over_it(
+    client: Client, ada: Any, service: str, postgres: PostgresServer
+) -> None:
+    token = await log_in(client)
+    async with Verifier(str(client.make_url("/")), service, mode="leased") as verifier:
+        await eventually(lambda: verifier.has_lease)
+        assert await verifier.check(token) is not None
+        postgres.freeze()
+        try:
+            await eventually(lambda: verifier.peek(token) is None)
+            with pytest.raises(NotKnown):
+                await verifier.check(token)
+            async with client.get("/feed", headers={"Authorization": service}) as answer:
+                assert answer.status == 503
+        finally:
+            postgres.thaw()
+        await eventually(lambda: verifier.has_lease)
+
+        async def answers() -> bool:
+            try:
+                return await verifier.check(token) is not None
+            except NotKnown:
+                return False
+
+        async with asyncio.timeout(SOON):
+            while not await answers():
+                await asyncio.sleep(0.05)
 
 
 # ------------------------------------------------------------------------------------------- one's own

@@ -173,3 +173,15 @@ def test_a_migration_and_an_import_take_as_long_as_they_need_whatever_the_role_h
         assert done.returncode == 0, done.stderr
         done = gatepost("user", "export", cwd=tmp_path, **environment_of(dsn))
         assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+
+
+async def test_the_feed_needs_a_session_of_its_own_and_leaves_nothing_in_others(
+    config: Config, start_server: StartServer, pooled: Dsn
+) -> None:
+    client = await start_server(config.model_copy(update={"db": db_config(pooled)}))
+    await register(client, "ada")
+    token = await log_in(client)
+    async with client.get("/user/events", headers={"Authorization": token}) as answer:
+        assert (answer.status, (await answer.json())["code"]) == (503, "database_unavailable")
+    assert await status_of(client, token) == 200
+    assert rows(pooled, "SELECT pg_listening_channels()") == []

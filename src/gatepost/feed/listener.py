@@ -46,13 +46,17 @@ class Listener:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> NoReturn:
+        told = ""
         while True:
             try:
                 async with listen(self._dsn, CHANNEL, self._echo) as notifications:
+                    told = ""
                     self._feed.publish(Notice())  # what was revoked before is unknown
                     await self._follow(notifications)
             except DatabaseUnavailable as error:
-                log.warning("the feed has lost Postgres", reason=str(error))
+                if str(error) != told:  # once, not with every attempt
+                    told = str(error)
+                    log.warning("the feed has lost Postgres", reason=told)
             except Exception:  # noqa: BLE001 (or there would be no feed until the next start)
                 log.exception("the feed has failed")
             await asyncio.sleep(jitter(TRY_AGAIN, 0.5, 1.5))
@@ -66,7 +70,7 @@ class Listener:
                 self._feed.ahead = await notifications.notify(self._echo, repr(now), LEASE) - now
                 await asyncio.wait([receiving], timeout=HEARTBEAT)
                 if clock() - max(self._feed.proven, began) > LEASE:
-                    raise DatabaseUnavailable("no notification of our own comes back (a pooler?)")
+                    raise DatabaseUnavailable("no notification of our own comes back")
             receiving.result()
         finally:
             receiving.cancel()

@@ -52,6 +52,10 @@ async def listen(dsn: Dsn, *channels: str) -> AsyncIterator[Notifications]:
     try:
         with _unavailable():
             async with asyncio.timeout(ANSWER_TIMEOUT):
+                # A pooler's clients share sessions: others would get what we listen to (see `is_pooled`).
+                pid = (await connection.fetch("SELECT pg_backend_pid()", {}))[0][0]
+                if pid != connection.raw.info.backend_pid:
+                    raise DatabaseUnavailable("a pooler stands before this database, and LISTEN needs a session")
                 for channel in channels:
                     await connection.fetch(f'LISTEN "{channel}"', {})
         yield Notifications(connection)
