@@ -55,5 +55,6 @@ class EventStream(web.StreamResponse):
         await super().write_eof(data)
 
     async def _stream(self) -> None:
-        await self.write(f"retry: {round(jitter(_RETRY, 0.5, 1.5))}\n\n".encode())
+        # A part of the first event: not every client passes over a block of its own (httpx-sse makes an event of it).
+        await self.write(f"retry: {round(jitter(_RETRY, 0.5, 1.5))}\n".encode())
         await self._events(self.write)
