@@ -35,7 +35,21 @@ def src(file: str, old: str, new: str, tests: str) -> Mutant:
     return Mutant(f"src/gatepost/{file}", old, new, tests)
 
 
+FEED = "migrations/versions/0009_feed.py"
+LEASE = "src/gatepost_client/lease.py"
+VERIFIER = "src/gatepost_client/verifier.py"
+
 MUTANTS = [
+    # The feed and the verifier.
+    Mutant(FEED, "WHERE expires_at > clock_timestamp() LIMIT 51", "LIMIT 51", "tests/test_feed.py"),
+    src("feed/handlers.py", "if watch.take() and not await verifier.still():", "if False:", "tests/test_feed.py"),
+    src("feed/listener.py", "self._feed.publish(Notice())  # what", "pass  # what", "tests/test_feed.py"),
+    src("http/connection.py", "return self._streams or self.is_idle", "return self.is_idle", "tests/test_feed.py"),
+    Mutant(LEASE, "moment = self._began + (proven - self._their_now)", "moment = now", "tests/test_lease.py"),
+    Mutant(LEASE, "asking.revoked.add(key)", "pass", "tests/test_lease.py"),
+    Mutant(LEASE, 'if data["resumed"] is not True:', "if False:", "tests/test_lease.py"),
+    Mutant(VERIFIER, "clock() - began > SLOW:", "clock() - began > 600:", "tests/test_client.py"),
+    Mutant(VERIFIER, "if not is_token(token):", "if False:", "tests/test_client.py"),
     # Sessions.
     Mutant(HARDENING, "ON u.id = s.user_id AND u.epoch = s.epoch", "ON u.id = s.user_id", "tests/test_epoch.py"),
     Mutant(

@@ -40,8 +40,8 @@ async def feed(request: web.Request) -> web.StreamResponse:
 async def _follow(request: web.Request, verifier: Verifier, write: Write) -> None:
     followed = request.app[FEED]
     with followed.watch(verifier.key) as watch, followed.listening():
-        # Judged again: it may have been revoked before the watch began.
-        allowed = await verifier.still()
+        if not await verifier.still():  # revoked before the watch began
+            return
         position = followed.resume(request.headers.get("Last-Event-ID"))
         resumed, position = position is not None, position or followed.end
         now = clock()
@@ -54,7 +54,9 @@ async def _follow(request: web.Request, verifier: Verifier, write: Write) -> Non
         }
         await write(event("hello", hello, followed.id_of(position)))
         position = position._replace(proven=float("-inf"))
-        while allowed and not followed.closed:
+        while not followed.closed:
+            if watch.take() and not await verifier.still():
+                return
             try:
                 data, position = followed.since(position)
             except Missed:
@@ -63,8 +65,6 @@ async def _follow(request: web.Request, verifier: Verifier, write: Write) -> Non
                 await write(data)
             else:
                 await followed.changed()
-            if watch.take():
-                allowed = await verifier.still()
 
 
 @operation(str, problems=(Unauthorized, TooManyAttempts), media_type="text/event-stream")
