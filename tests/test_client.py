@@ -20,6 +20,7 @@ from gatepost.postgres.database import Dsn
 from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
 from gatepost_client import GatepostClient, GatepostError, NotKnown, SignedIn, SyncVerifier, Verifier
+from gatepost_client.verifier import CALLS
 from tests.conftest import PASSWORD, Client, eventually, log_in, rows
 
 # Nobody answers there (port 9, "discard").
@@ -202,6 +203,37 @@ async def test_a_gatepost_that_hangs_makes_it_unknown_in_time(aiohttp_server: An
     async with Verifier(url, "gps_x", timeout=0.1) as verifier:
         with pytest.raises(NotKnown):
             await verifier.check(STRANGER)
+
+
+@pytest.fixture
+async def hanging(aiohttp_server: Any) -> AsyncIterator[Verifier]:
+    """A verifier whose every call is under way, and none answered."""
+    url = await answering(aiohttp_server, 200, '{"results": []}', seconds=600)
+    verifier = Verifier(url, "gps_x", timeout=300)
+    await verifier.start()
+    yield verifier
+    await verifier.close()
+
+
+async def test_closing_leaves_nobody_waiting(hanging: Verifier) -> None:
+    checks = [asyncio.create_task(hanging.check(str(uuid.uuid4()))) for _ in range(2000)]
+    await eventually(lambda: hanging.calls == CALLS)
+    await hanging.close()
+    async with asyncio.timeout(60):
+        answers = await asyncio.gather(*checks, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {NotKnown}
+
+
+async def test_each_check_has_the_whole_time_however_long_others_have_waited(hanging: Verifier) -> None:
+    checks = [asyncio.create_task(hanging.check(str(uuid.uuid4()))) for _ in range(2000)]
+    await eventually(lambda: hanging.calls == CALLS)
+    first = next(iter(hanging._waiting.values())).due
+    await asyncio.sleep(0.01)
+    checks.append(asyncio.create_task(hanging.check(STRANGER)))
+    await eventually(lambda: STRANGER in hanging._waiting)
+    assert hanging._waiting[STRANGER].due > first
+    await hanging.close()
+    await asyncio.gather(*checks, return_exceptions=True)
 
 
 async def test_a_revoked_service_knows_nothing(client: Client, ada: Any, leased: Verifier, dsn: Dsn) -> None:

@@ -18,7 +18,17 @@ from gatepost.postgres.database import Dsn
 from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
 from gatepost_client import NotKnown, Verifier
-from tests.conftest import Client, PostgresServer, StartServer, eventually, log_in, register, rows, status_of
+from tests.conftest import (
+    PASSWORD,
+    Client,
+    PostgresServer,
+    StartServer,
+    eventually,
+    log_in,
+    register,
+    rows,
+    status_of,
+)
 from tests.event_streams import SOON, Event, Stream, stream
 from tests.test_connection import Serve, serve, server_of
 
@@ -358,6 +368,16 @@ async def test_every_page_of_a_user_learns_that_it_was_signed_out(client: Client
         assert await first.next() == Event("session.revoked", {"handle": handle, "current": True})
         assert await first.next() is None
         assert await second.next() == Event("session.revoked", {"handle": handle, "current": False})
+
+
+async def test_a_page_may_ask_with_its_cookie(client: Client, ada: Any) -> None:
+    login = {"username": "ada", "password": PASSWORD, "cookie": True}
+    async with client.post("/user", json=login) as answer:
+        cookie = answer.headers["Set-Cookie"].split(";")[0]
+    async with client.get("/user/events", headers={"Cookie": cookie}) as answer:
+        event = await Stream(answer).next()
+        assert event is not None
+        assert event.kind == "hello"
 
 
 async def test_a_page_hears_nothing_of_other_users(client: Client, ada: Any, dsn: Dsn) -> None:

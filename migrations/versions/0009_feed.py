@@ -114,7 +114,7 @@ CREATE TRIGGER services_truncated AFTER TRUNCATE ON gatepost.services EXECUTE FU
 
 def upgrade() -> None:
     """Create the functions and the triggers."""
-    for function in (
+    for sql in (
         _NOTIFY,
         _SESSIONS_DELETED,
         _SESSION_CHANGED,
@@ -124,7 +124,7 @@ def upgrade() -> None:
         _TRUNCATED,
         _TRIGGERS,
     ):
-        op.execute(function)
+        op.execute(sql)
 
 
 def downgrade() -> None:

@@ -1,10 +1,12 @@
 """For aiohttp's server: a middleware and a decorator. (`gatepost_client.aiohttp_security` has policies for that.)
 
-app = web.Application(middlewares=[gatepost(verifier)])
+In an application::
 
-@signed_in(role="staff")
-async def notes(request: web.Request) -> web.Response:
-    who = request[SIGNED_IN]
+    app = web.Application(middlewares=[gatepost(verifier)])
+
+    @signed_in(role="staff")
+    async def notes(request: web.Request) -> web.Response:
+        who = request[SIGNED_IN]
 """
 
 from collections.abc import AsyncIterator, Callable

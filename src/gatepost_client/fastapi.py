@@ -1,10 +1,12 @@
 """For FastAPI and Starlette: whose request is this, as a dependency.
 
-gatepost = Gatepost("https://auth.example", token, mode="leased")
-app = FastAPI(lifespan=gatepost.lifespan)
+In an application::
 
-@app.get("/notes")
-async def notes(who: Annotated[SignedIn, Depends(gatepost.signed_in())]) -> …
+    gatepost = Gatepost("https://auth.example", token, mode="leased")
+    app = FastAPI(lifespan=gatepost.lifespan)
+
+    @app.get("/notes")
+    async def notes(who: Annotated[SignedIn, Depends(gatepost.signed_in())]) -> …
 """
 
 import contextlib

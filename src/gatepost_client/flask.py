@@ -1,11 +1,13 @@
 """For Flask: a decorator.
 
-gatepost = Gatepost("https://auth.example", token)
+In an application::
 
-@app.get("/notes")
-@gatepost.signed_in(role="staff")
-def notes():
-    who = g.signed_in
+    gatepost = Gatepost("https://auth.example", token)
+
+    @app.get("/notes")
+    @gatepost.signed_in(role="staff")
+    def notes():
+        who = g.signed_in
 """
 
 import functools

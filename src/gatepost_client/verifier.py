@@ -6,8 +6,9 @@ import json
 import logging
 import random
 from collections.abc import AsyncGenerator, Mapping
+from itertools import islice
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import aiohttp
 
@@ -30,7 +31,12 @@ COMPARE_CLOCKS = 300.0
 SLOW = 0.3
 _LONGEST_PAUSE = 5.0
 
-_Waiting = dict[str, list["asyncio.Future[SignedIn | None]"]]
+
+class _Waiting(NamedTuple):
+    """Those who wait to hear of one token, and until when (the event loop's time) the first of them does."""
+
+    due: float
+    answers: "list[asyncio.Future[SignedIn | None]]"
 
 
 class Verifier:
@@ -65,8 +71,7 @@ class Verifier:
         self._lease = Lease(most)
         self._http: aiohttp.ClientSession | None = None
         self._follower: asyncio.Task[None] | None = None
-        self._waiting: _Waiting = {}
-        self._due = 0.0
+        self._waiting: dict[str, _Waiting] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self.calls = 0
         """Calls of `/authz/check` so far."""
@@ -74,9 +79,7 @@ class Verifier:
 
     async def start(self) -> None:
         """Begin. A Gatepost that is away is no error: until it comes, checks are not known."""
-        self._http = aiohttp.ClientSession(
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout), auto_decompress=True
-        )
+        self._http = aiohttp.ClientSession(headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout))
         if self._mode == "leased":
             self._follower = asyncio.create_task(self._follow())
 
@@ -86,6 +89,8 @@ class Verifier:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while self._waiting:
+            _settle(self._waiting.popitem()[1], NotKnown("the verifier was closed"))
         if self._http is not None:
             await self._http.close()
             self._http = None
@@ -128,9 +133,10 @@ class Verifier:
     async def _look_up(self, token: str) -> SignedIn | None:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[SignedIn | None] = loop.create_future()
-        if not self._waiting:
-            self._due = loop.time() + self._timeout
-        self._waiting.setdefault(token, []).append(answer)
+        waiting = self._waiting.get(token)
+        if waiting is None:
+            waiting = self._waiting[token] = _Waiting(loop.time() + self._timeout, [])
+        waiting.answers.append(answer)
         if len(self._calls) < CALLS:
             call = asyncio.create_task(self._work())
             self._calls.add(call)
@@ -139,10 +145,8 @@ class Verifier:
 
     async def _work(self) -> None:
         while self._waiting:
-            batch, self._waiting, due = self._waiting, {}, self._due  # of the one that has waited longest
-            while len(batch) > MAX_BATCH:
-                token, answers = batch.popitem()
-                self._waiting[token] = answers
+            batch = {token: self._waiting.pop(token) for token in list(islice(self._waiting, MAX_BATCH))}
+            due = next(iter(batch.values())).due  # of the one that has waited longest
             failure = NotKnown("the verifier was closed")
             found: Mapping[str, SignedIn | None] = {}
             try:
@@ -153,8 +157,8 @@ class Verifier:
             except TimeoutError:
                 failure = self._not_known(f"Gatepost did not answer within {self._timeout:g} s")
             finally:
-                for token, answers in batch.items():
-                    _settle(answers, found.get(token, failure))
+                for token, waiting in batch.items():
+                    _settle(waiting, found.get(token, failure))
 
     async def _ask(self, tokens: list[str]) -> Mapping[str, SignedIn | None]:
         asking, found = self._lease.begin(), dict[str, SignedIn | None]()
@@ -180,10 +184,8 @@ class Verifier:
                     self._complaint = None
                     results: list[Any] = (await answer.json())["results"]
                     return results
-            except (
-                aiohttp.ServerDisconnectedError
-            ) as error:  # a connection that had been idle: asking twice is harmless
-                if not again:
+            except aiohttp.ServerDisconnectedError as error:
+                if not again:  # the first was an idle connection; asking twice does no harm
                     raise self._not_known("Gatepost closed the connection") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self._not_known(f"Gatepost cannot be reached ({type(error).__name__})") from error
@@ -254,8 +256,8 @@ class Verifier:
             lease.drop_all()
 
 
-def _settle(answers: "list[asyncio.Future[SignedIn | None]]", what: SignedIn | NotKnown | None) -> None:
-    for answer in answers:
+def _settle(waiting: _Waiting, what: SignedIn | NotKnown | None) -> None:
+    for answer in waiting.answers:
         if answer.done():  # its own caller was cancelled
             continue
         if isinstance(what, NotKnown):

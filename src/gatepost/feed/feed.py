@@ -96,7 +96,7 @@ class Feed:
         self._epoch = secrets.token_hex(8)
         self._window: deque[tuple[int, bytes]] = deque()
         self._window_size = 0
-        self._first, self._last = 1, 0
+        self._last = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._waking = self._wake_again = False
         self._watches: defaultdict[str, set[Watch]] = defaultdict(set)
@@ -192,6 +192,11 @@ class Feed:
 
     # -------------------------------------------------------------------------------------------- within
 
+    @property
+    def _first(self) -> int:
+        """The number of the oldest event in the window; of the next one if it is empty."""
+        return self._window[0][0] if self._window else self._last + 1
+
     def _add(self, kind: str, data: dict[str, Any]) -> None:
         self._last += 1
         encoded = event(kind, data, f"{self._epoch}-{self._last}")
@@ -200,7 +205,6 @@ class Feed:
         while self._window_size > WINDOW:
             _, gone = self._window.popleft()
             self._window_size -= len(gone)
-        self._first = self._window[0][0] if self._window else self._last + 1
         self._wake()
 
     def _wake(self) -> None:
