@@ -165,7 +165,7 @@ MUTANTS = [
     ),
     src(
         "sessions/lookup.py",
-        "        deadline = self._waiting_since + ANSWER_TIMEOUT",
+        "        deadline = next(iter(batch.values())).since + ANSWER_TIMEOUT",
         "        deadline = time.monotonic() + ANSWER_TIMEOUT",
         "tests/test_lookup.py",
     ),

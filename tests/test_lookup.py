@@ -234,6 +234,27 @@ async def test_a_check_behind_a_hanging_query_waits_no_longer_than_that_query(lo
         assert await quickest(both, most) < most
 
 
+async def test_checks_that_never_stop_arriving_each_have_their_whole_time(
+    lookup: Lookup, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup_module, "MAX_BATCH", 1)
+    monkeypatch.setattr(lookup_module, "ANSWER_TIMEOUT", 4.0)
+    honest = queries.live_sessions
+
+    async def slow(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
+        await asyncio.sleep(0.5)
+        return await honest(connection, hashes, idle)
+
+    monkeypatch.setattr(queries, "live_sessions", slow)
+    hashes = seed(dsn, 3)
+
+    async def one_after_the_other(token_hash: bytes) -> list[Session | None]:
+        return [await lookup.find(token_hash) for _ in range(4)]  # 12 queries of 0.5 s, and always somebody waits
+
+    answers = await asyncio.gather(*map(one_after_the_other, hashes))
+    assert all(all(found) for found in answers)
+
+
 async def test_a_dead_connection_costs_a_retry_and_no_answer(lookup: Lookup, dsn: Dsn) -> None:
     (token_hash,) = seed(dsn, 1)
     for _ in range(5):

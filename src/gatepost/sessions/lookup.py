@@ -6,8 +6,9 @@ that was acknowledged before a check was sent is seen by it, on every node.
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 
 from gatepost.postgres.connection import ANSWER_TIMEOUT
 from gatepost.postgres.database import LOOKUP_CONNECTIONS, Database
@@ -22,7 +23,17 @@ MAX_BATCH = 1000
 # 8 % more checks a second).
 WORTH_A_QUERY = 8
 
-_Waiting = defaultdict[bytes, list["asyncio.Future[Session | None]"]]
+
+@dataclass(slots=True)
+class _Waiting:
+    """The checks of one token that no query has taken yet."""
+
+    since: float
+    answers: "list[asyncio.Future[Session | None]]" = field(default_factory=list)
+
+    def still_awaited(self) -> "list[asyncio.Future[Session | None]]":
+        """All but those whose own request was cancelled."""
+        return [answer for answer in self.answers if not answer.done()]
 
 
 class Lookup:
@@ -34,19 +45,19 @@ class Lookup:
     def __init__(self, database: Database, idle_timeout: int) -> None:
         self.database = database
         self._idle_timeout = idle_timeout
-        self._waiting: _Waiting = defaultdict(list)
+        self._waiting: dict[bytes, _Waiting] = {}  # who has waited longest comes first
         self._workers: set[asyncio.Task[None]] = set()
         self.queries = self.tokens = 0
         """How many there were, and how many tokens they asked for together."""
         self._under_way = 0
-        self._waiting_since = 0.0
 
     async def find(self, token_hash: bytes) -> Session | None:
         """The live session with this token hash, or None. Raises DatabaseUnavailable."""
         answer: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
-        if not self._waiting:
-            self._waiting_since = time.monotonic()
-        self._waiting[token_hash].append(answer)
+        waiting = self._waiting.get(token_hash)
+        if waiting is None:
+            waiting = self._waiting[token_hash] = _Waiting(time.monotonic())
+        waiting.answers.append(answer)
         if self._worth_another():
             self._under_way += 1
             worker = asyncio.create_task(self._work())
@@ -80,45 +91,42 @@ class Lookup:
             self._under_way += 1
 
     async def _ask(self) -> None:
-        deadline = self._waiting_since + ANSWER_TIMEOUT  # of whoever has waited longest
         batch = self._next_batch()
         if not batch:  # another worker has taken them
             return
         self.queries += 1
         self.tokens += len(batch)
+        deadline = next(iter(batch.values())).since + ANSWER_TIMEOUT
         try:
             found = await self.database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
-            for answer in _still_awaited(batch.values()):
-                answer.set_exception(error)
+            _fail(batch.values(), error)
             self._give_up_on_those_who_waited(error)
         except asyncio.CancelledError:
-            for answer in _still_awaited(batch.values()):
-                answer.cancel()
+            for waiting in batch.values():
+                for answer in waiting.still_awaited():
+                    answer.cancel()
             raise
         else:
-            for token_hash, answers in batch.items():
+            for token_hash, waiting in batch.items():
                 session = found.get(token_hash)
-                for answer in _still_awaited([answers]):
+                for answer in waiting.still_awaited():
                     answer.set_result(session)
 
     def _give_up_on_those_who_waited(self, error: Exception) -> None:
         """Fail the checks that waited behind a query that hung: their time is over too."""
-        if time.monotonic() - self._waiting_since > ACQUIRE_TIMEOUT:
-            waiting, self._waiting = self._waiting, defaultdict(list)
-            for answer in _still_awaited(waiting.values()):
-                answer.set_exception(error)
+        before = time.monotonic() - ACQUIRE_TIMEOUT
+        late = [token_hash for token_hash, waiting in self._waiting.items() if waiting.since < before]
+        _fail([self._waiting.pop(token_hash) for token_hash in late], error)
 
-    def _next_batch(self) -> _Waiting:
-        waiting, self._waiting = self._waiting, defaultdict(list)
-        while len(waiting) > MAX_BATCH:
-            token_hash, answers = waiting.popitem()
-            self._waiting[token_hash] = answers
-        return waiting
+    def _next_batch(self) -> dict[bytes, _Waiting]:
+        if len(self._waiting) <= MAX_BATCH:
+            batch, self._waiting = self._waiting, {}
+            return batch
+        return {token_hash: self._waiting.pop(token_hash) for token_hash in list(islice(self._waiting, MAX_BATCH))}
 
 
-def _still_awaited(
-    answers: "Iterable[list[asyncio.Future[Session | None]]]",
-) -> "list[asyncio.Future[Session | None]]":
-    """All but those whose own request was cancelled."""
-    return [answer for group in answers for answer in group if not answer.done()]
+def _fail(waiting: Iterable[_Waiting], error: Exception) -> None:
+    for one in waiting:
+        for answer in one.still_awaited():
+            answer.set_exception(error)
