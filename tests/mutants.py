@@ -36,6 +36,7 @@ def src(file: str, old: str, new: str, tests: str) -> Mutant:
 
 
 FEED = "migrations/versions/0009_feed.py"
+ROWS = "migrations/versions/0010_row_level_security.py"
 LEASE = "src/gatepost_client/lease.py"
 VERIFIER = "src/gatepost_client/verifier.py"
 
@@ -50,6 +51,37 @@ MUTANTS = [
     Mutant(LEASE, 'if data["resumed"] is not True:', "if False:", "tests/test_lease.py"),
     Mutant(VERIFIER, "clock() - began > SLOW:", "clock() - began > 600:", "tests/test_client.py"),
     Mutant(VERIFIER, "if not is_token(token):", "if False:", "tests/test_client.py"),
+    # Sessions inside Postgres.
+    Mutant(ROWS, " || timestamptz_send(transaction_timestamp())", "", "tests/test_row_level_security.py"),
+    Mutant(ROWS, "uuid_send(id) || timestamptz", "timestamptz", "tests/test_row_level_security.py"),
+    Mutant(ROWS, "        IF sha256(decode", "        IF true OR sha256(decode", "tests/test_row_level_security.py"),
+    Mutant(
+        ROWS,
+        "        AND NOT current_setting('transaction_read_only')::boolean\n",
+        "",
+        "tests/test_row_level_security.py",
+    ),
+    Mutant(
+        ROWS,
+        "make_interval(secs => idle_timeout / 10.0)",
+        "make_interval(secs => 0)",
+        "tests/test_row_level_security.py",
+    ),
+    Mutant(
+        ROWS,
+        "gatepost.user_id() RETURNS uuid\nLANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = "
+        "pg_catalog, pg_temp",
+        "gatepost.user_id() RETURNS uuid\nLANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER",
+        "tests/test_row_level_security.py",
+    ),
+    Mutant(ROWS, "AND role = ANY (roles)", "", "tests/test_row_level_security.py"),
+    src("row_level_security/queries.py", " AND s.last_seen_at < used.at", "", "tests/test_row_level_security.py"),
+    src(
+        "row_level_security/queries.py",
+        " WHERE settings.value <> excluded.value",
+        " WHERE false",
+        "tests/test_row_level_security.py",
+    ),
     # Sessions.
     Mutant(HARDENING, "ON u.id = s.user_id AND u.epoch = s.epoch", "ON u.id = s.user_id", "tests/test_epoch.py"),
     Mutant(

@@ -10,6 +10,7 @@ from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.ops import openapi
 from gatepost.ops.feature import FEATURE as OPS
 from gatepost.recovery.feature import FEATURE as RECOVERY
+from gatepost.row_level_security.feature import FEATURE as ROW_LEVEL_SECURITY
 from gatepost.services.feature import FEATURE as SERVICES
 from gatepost.sessions.feature import FEATURE as SESSIONS
 from gatepost.transfer.feature import FEATURE as TRANSFER
@@ -21,6 +22,7 @@ FEATURES = [
     FORWARD_AUTH,
     SERVICES,
     FEED,
+    ROW_LEVEL_SECURITY,
     OPS,
     ADMIN,
     TRANSFER,

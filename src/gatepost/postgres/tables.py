@@ -14,7 +14,9 @@ __all__ = [
     "password_resets",
     "passwords",
     "services",
+    "session_uses",
     "sessions",
+    "settings",
     "throttles",
     "users",
 ]
@@ -237,4 +239,21 @@ services = sa.Table(
     _now("created_at"),
     sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9._-]{0,63}$'", name="name_form"),
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+)
+
+# What the functions in the database have to know of the nodes' configuration; each node writes it when it starts.
+settings = sa.Table(
+    "settings",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True, nullable=False),
+    sa.Column("value", sa.Integer, nullable=False),
+)
+
+# Uses of sessions by gatepost.sign_in_as, until a node has touched the session. Without a key: rows are only added
+# and taken away, so an application's transaction waits for nobody, and nobody for it.
+session_uses = sa.Table(
+    "session_uses",
+    metadata,
+    sa.Column("handle", UUID(as_uuid=True), nullable=False),
+    _now("at"),
 )
