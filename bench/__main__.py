@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, overload, population, report, seed, verifier, workers, wrk
+from bench import measures, overload, population, report, rows, seed, verifier, workers, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -56,9 +56,11 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
             )
         _say("two workers …")
         several, and_more = workers.checks(home, planted, folder, rounds=rounds, seconds=seconds)
+        count = 20_000 if quick else 1_000_000
         with Service(home) as service:
+            _say("row-level security …")
+            policies = rows.policies(service, planted, rounds=rounds, count=count)
             _say("a million users …")
-            count = 20_000 if quick else 1_000_000
             imported = population.import_users(service, folder, count)
             pages = population.pages(service)
     groups = {
@@ -67,6 +69,7 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
         f"Under a flood of logins ({overload.STEADY_RATE} checks/s beside it)": flood,
         f"Two workers ({workers.CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": several,
         **behind,
+        f"Row-level security ({count:,} rows)": policies,
         "Memory": memory,
         "Import": imported,
         f"Lists, in Postgres ({count:,} users)": pages,
