@@ -6,6 +6,7 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done)
 endif
 VENV := .venv
+TYPESCRIPT := clients/typescript
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
 
@@ -17,7 +18,7 @@ COMPAT := private_parts ways_in connection stopping bad_input http database look
 NEWEST := aiohttp gunicorn
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check mutants compat api-tools format bench timing wheel clean
+.PHONY: help run dev test faults check mutants compat api-tools format bench timing wheel npm clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,8 +87,17 @@ wheel: $(VENV)/developer ## Build the wheels of the server and of its client for
 	@$(BIN)/python -m build --quiet --wheel --outdir dist .
 	@$(BIN)/python -m build --quiet --wheel --outdir dist src/gatepost_client
 
+npm: $(TYPESCRIPT)/node_modules $(VENV)/installed ## Build the client for TypeScript, and pack it into dist/.
+	@$(BIN)/gatepost openapi | npm --silent --prefix $(TYPESCRIPT) run generate
+	@npm --silent --prefix $(TYPESCRIPT) run build
+	@mkdir -p dist && cd $(TYPESCRIPT) && npm --silent pack --pack-destination ../../dist
+
+$(TYPESCRIPT)/node_modules: $(TYPESCRIPT)/package.json
+	@npm install --silent --prefix $(TYPESCRIPT)
+	@touch $@
+
 clean: ## Remove what was built (not the data in gatepost-data).
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf $(VENV) $(addprefix $(TYPESCRIPT)/,node_modules build dist src/openapi.ts) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { printf '%s\n' >&2 \

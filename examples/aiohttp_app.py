@@ -8,6 +8,9 @@ from aiohttp import web
 from gatepost_client import Verifier
 from gatepost_client.aiohttp import SIGNED_IN, gatepost, running, signed_in
 
+# The client for TypeScript, which the page imports: `make npm` builds it.
+CLIENT = Path(__file__).parent.parent / "clients" / "typescript" / "dist"
+
 verifier = Verifier(
     os.environ.get("GATEPOST_URL", "http://127.0.0.1:8000"), os.environ["GATEPOST_SERVICE_TOKEN"], mode="leased"
 )
@@ -29,6 +32,8 @@ async def notes(request: web.Request) -> web.Response:
 app = web.Application(middlewares=[gatepost(verifier)])
 app.cleanup_ctx.append(running(verifier))
 app.add_routes([web.get("/", page), web.get("/notes", notes)])
+if CLIENT.is_dir():
+    app.router.add_static("/gatepost", CLIENT)
 
 if __name__ == "__main__":
     web.run_app(app, host="127.0.0.1", port=int(os.environ.get("PORT", "8001")))

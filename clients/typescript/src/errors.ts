@@ -1,0 +1,31 @@
+import type { Code, components } from "./openapi.js";
+
+/** What is wrong with which field. */
+export type FieldError = components["schemas"]["FieldError"];
+
+/** Gatepost refuses (4xx). `code` is stable and for programs; a newer Gatepost may have codes that are not listed. */
+export class GatepostError extends Error {
+  override readonly name = "GatepostError";
+
+  constructor(
+    readonly status: number,
+    readonly code: Code | (string & {}),
+    detail: string,
+    /** What is wrong with which field, if the problem is one of fields. */
+    readonly errors: readonly FieldError[],
+    /** Seconds to wait before the next try, if Gatepost says so. */
+    readonly retryAfter: number | null,
+  ) {
+    super(`${status} ${code}: ${detail}`);
+  }
+
+  /** Whether it is this problem, with the name completed and checked. */
+  is(code: Code): boolean {
+    return this.code === code;
+  }
+}
+
+/** Gatepost could not be asked, or could not answer (5xx): nothing is known, so nobody has to sign in anew for it. */
+export class NotKnown extends Error {
+  override readonly name = "NotKnown";
+}
