@@ -9,7 +9,9 @@ from gatepost.postgres.connection import Dsn
 
 
 class Proxy:
-    """Forwards to ``target``. While `silent`, new connections are accepted and never answered."""
+    """Forwards to ``target``. While `silent`, new connections are accepted and never answered; while `stalled`, open
+    ones forward nothing.
+    """
 
     _server: asyncio.Server
 
@@ -18,6 +20,16 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.silent = False
         self.accepted = 0
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    @property
+    def stalled(self) -> bool:
+        return not self._flowing.is_set()
+
+    @stalled.setter
+    def stalled(self, stalled: bool) -> None:
+        (self._flowing.clear if stalled else self._flowing.set)()
 
     @property
     def port(self) -> int:
@@ -53,6 +65,7 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
+                await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
         finally:

@@ -24,7 +24,8 @@ class Request:
     ``new_password`` is set, and numbers of a user's passwords only grow; ``learned`` is the token that was given.
     ``user``: whom it concerns; for a ``sign_out``, which an administrator does, not whose token it carries.
     ``sent`` and ``ended`` in seconds; ``status`` None: no answer. ``final``: sent when all was over. ``whole``: when
-    the last byte was sent, where that was held back.
+    the last byte was sent, where that was held back. ``stale``: seconds by which the answer of a
+    leased verifier may be out of date.
     """
 
     id: int
@@ -41,6 +42,7 @@ class Request:
     client: int = 0
     code: str = ""
     whole: float = 0.0
+    stale: float = 0.0
 
     @property
     def asked(self) -> float:
@@ -173,8 +175,9 @@ _STATUSES: dict[Kind, set[int | None]] = {"register": {201, 503, None}, "change"
 def judge(requests: Iterable[Request]) -> list[Violation]:
     """What in a history breaks S1, S2 or S3.
 
-    S1: no 2xx for a token whose end was acknowledged before all of the request was sent. S2: what was acknowledged is
-    still so when all is over. S3: no 401 for what is certainly right, and no other answer than this API's.
+    S1: no 2xx for a token whose end was acknowledged before all of the request was sent; of a leased verifier, as
+    long before as its lease. S2: what was acknowledged is still so when all is over. S3: no 401 for what is certainly right,
+    and no other answer than this API's.
     """
     history = History(requests)
     return [v for r in history.requests for v in _judge_one(history, r)] + list(_never_asked_again(history))
@@ -192,7 +195,7 @@ def _judge_one(history: History, r: Request) -> Iterator[Violation]:
 
 
 def _judge_token(history: History, r: Request, token: int) -> Iterator[Violation]:
-    if r.done and (end := history.ended_before(token, r.asked)):
+    if r.done and (end := history.ended_before(token, r.asked - r.stale)):
         rule = "S2" if r.final else "S1"
         yield Violation(rule, f"{r.kind} with token {token}, which request {end.id} ({end.kind}) had ended: 2xx", r)
     if r.status == 401 and not history.may_be_ended(token, r.ended, by_other_than=r):

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import aiohttp
 
+from gatepost_client import NotKnown, Verifier
 from tests.faults.history import Kind, Request
 
 # A client gives up on an answer after this many seconds: far beyond any bound, so that a late answer is seen as such.
@@ -26,6 +27,8 @@ PAUSE = 0.05
 # Users nobody signs out and who keep their passwords: a 401 for them is wrong whatever happens. And the others.
 SETTLED, RESTLESS = 4, 4
 CHECKERS = 6
+# And of each verifier, who ask more often: a leased one answers from memory.
+VERIFIER_CHECKERS = 3
 # A settled user has this many sessions, after which a new one is opened now and then only.
 ENOUGH = 20
 
@@ -53,14 +56,18 @@ class Account:
 
 
 class Load:
-    """Clients of one service, or of several nodes that share a database; ``history`` is what they saw."""
+    """Clients of one service, or of several nodes that share a database; ``history`` is what they saw.
 
-    def __init__(self, urls: Sequence[str], admin_password: str) -> None:
+    ``verifiers``: running ones that are asked as well, each with the seconds by which it may be out of date.
+    """
+
+    def __init__(self, urls: Sequence[str], admin_password: str, verifiers: Sequence[tuple[Verifier, float]]) -> None:
         self.history: list[Request] = []
         self.secrets: list[str] = [admin_password]
         self.settled = [Account(f"settled{n}") for n in range(SETTLED)]
         self.restless = [Account(f"restless{n}") for n in range(RESTLESS)]
         self._urls = list(urls)
+        self._verifiers = list(verifiers)
         self._admin = Account("admin", passwords=[0])
         self._ids = itertools.count(1)
         self._go = asyncio.Event()
@@ -81,6 +88,8 @@ class Load:
             steps += [partial(self._owner_step, account) for account in self.restless]
             steps += [partial(self._device_step, account) for account in self.restless]
             steps.append(self._admin_step)
+            for verifier in self._verifiers:
+                steps += [partial(self._ask_any, *verifier)] * VERIFIER_CHECKERS
             self._clients = [asyncio.create_task(self._live(n, step)) for n, step in enumerate(steps)]
             try:
                 yield
@@ -142,6 +151,9 @@ class Load:
             for name, account in accounts.items()
         }
         checks = [self.send("check", user, "GET", "/user", token=token, final=True) for token, user in born]
+        checks += [
+            self.ask(*verifier, user, token, final=True) for verifier in self._verifiers for token, user in born
+        ]
         logins = [self._log_in(accounts[name], number, final=True) for name, tail in last.items() for number in tail]
         await asyncio.gather(*map(one, [*checks, *logins]))
 
@@ -214,6 +226,35 @@ class Load:
         self.history.append(request)
         return request
 
+    async def ask(self, verifier: Verifier, stale: float, user: str, token: int, *, final: bool = False) -> Request:
+        """Ask a verifier, and write down what came of it."""
+        number = next(self._ids)
+        self._busy += 1
+        sent = time.monotonic()
+        try:
+            status = 401 if await verifier.check(self.secrets[token]) is None else 200
+            code = "verifier"
+        except NotKnown as error:
+            status, code = 503, str(error)
+        finally:
+            self._busy -= 1
+        client = _client.get()
+        request = Request(
+            number,
+            "check",
+            user,
+            sent,
+            time.monotonic(),
+            status,
+            token=token,
+            final=final,
+            client=client,
+            code=code,
+            stale=stale,
+        )
+        self.history.append(request)
+        return request
+
     def _keep(self, secret: str) -> int:
         self.secrets.append(secret)
         return len(self.secrets) - 1
@@ -258,6 +299,13 @@ class Load:
         """Any of a user's last tokens, also one that has ended."""
         account = rng.choice([*self.settled, *self.restless])
         await self._check(account, rng.choice(account.tokens[-30:]))
+
+    async def _ask_any(self, verifier: Verifier, stale: float, rng: random.Random) -> None:
+        """Any of the last tokens, several times: whoever works sends many requests."""
+        account = rng.choice([*self.settled, *self.restless])
+        token = rng.choice(account.tokens[-10:])
+        for _ in range(3):
+            await self.ask(verifier, stale, account.name, token)
 
     async def _settled_step(self, account: Account, rng: random.Random) -> None:
         often = len(account.tokens) < ENOUGH

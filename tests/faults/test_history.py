@@ -89,6 +89,13 @@ def test_s1_a_token_that_works_after_its_acknowledged_end_is_reported(ending: Re
     assert judge([*signed_up(), ending, racing, *looked_again(401, password)]) == []
 
 
+def test_s1_a_leased_verifier_may_be_out_of_date_by_its_lease_and_no_longer() -> None:
+    ending = request(5, "logout", 200, token=MINE)
+    within = request(6, "check", 200, token=MINE, stale=1.0)
+    assert judge([*signed_up(), ending, within, *looked_again(401)]) == []
+    assert rules(judge([*signed_up(), ending, replace(within, sent=6.2), *looked_again(401)])) == [("S1", 6)]
+
+
 def test_s1_a_change_that_takes_effect_after_the_acknowledged_end_is_reported_however_early_it_began() -> None:
     ending = request(5, "sign_out", 200, token=99)
     held = request(6, "profile", 200, sent=4.0, ended=9.0, token=MINE, whole=8.0)

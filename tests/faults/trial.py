@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from gatepost_client import Verifier
 from tests.faults.footprint import Footprint
 from tests.faults.history import (
     Record,
@@ -129,16 +130,17 @@ class Trial:
         bounds: Bounds = Bounds(),
         felt_by: Collection[str] = (),
         strangers: bool = False,
+        verifiers: Sequence[tuple[Verifier, float]] = (),
     ) -> Outcome:
         """Run it. ``hold``: seconds between breaking and repairing; good again is counted from the repair's end.
         ``felt_by``: kinds of request of which one must be refused before it is repaired.
-        ``strangers``: others log in as well, who send no user agent.
+        ``strangers``: others log in as well, who send no user agent. ``verifiers``: those of `Load`.
 
         ``server``: the Postgres that has the data when all is over.
         """
         warm, calm = (QUICK, QUICK) if self.quick else (WARM, CALM)
         hold = min(hold, QUICK_HOLD) if self.quick else hold
-        load = Load([service.url for service in services], ADMIN_PASSWORD)
+        load = Load([service.url for service in services], ADMIN_PASSWORD, verifiers)
         machine = Machine(services, server)
         async with load.running(), machine.watching():
             await asyncio.sleep(warm)
