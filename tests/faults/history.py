@@ -176,8 +176,8 @@ def judge(requests: Iterable[Request]) -> list[Violation]:
     """What in a history breaks S1, S2 or S3.
 
     S1: no 2xx for a token whose end was acknowledged before all of the request was sent; of a leased verifier, as
-    long before as its lease. S2: what was acknowledged is still so when all is over. S3: no 401 for what is certainly right,
-    and no other answer than this API's.
+    long before as its lease. S2: what was acknowledged is still so when all is over. S3: no 401 for what is certainly
+    right, and no other answer than this API's.
     """
     history = History(requests)
     return [v for r in history.requests for v in _judge_one(history, r)] + list(_never_asked_again(history))

@@ -27,8 +27,10 @@ PAUSE = 0.05
 # Users nobody signs out and who keep their passwords: a 401 for them is wrong whatever happens. And the others.
 SETTLED, RESTLESS = 4, 4
 CHECKERS = 6
-# And of each verifier, who ask more often: a leased one answers from memory.
+# And of each verifier.
 VERIFIER_CHECKERS = 3
+VERIFIER = "verifier"
+"""How the code of what a verifier answered begins."""
 # A settled user has this many sessions, after which a new one is opened now and then only.
 ENOUGH = 20
 
@@ -68,6 +70,7 @@ class Load:
         self.restless = [Account(f"restless{n}") for n in range(RESTLESS)]
         self._urls = list(urls)
         self._verifiers = list(verifiers)
+        self._asked: dict[tuple[Verifier, int], asyncio.Task[Request]] = {}
         self._admin = Account("admin", passwords=[0])
         self._ids = itertools.count(1)
         self._go = asyncio.Event()
@@ -233,9 +236,9 @@ class Load:
         sent = time.monotonic()
         try:
             status = 401 if await verifier.check(self.secrets[token]) is None else 200
-            code = "verifier"
+            code = VERIFIER
         except NotKnown as error:
-            status, code = 503, str(error)
+            status, code = 503, f"{VERIFIER}: {error}"
         finally:
             self._busy -= 1
         client = _client.get()
@@ -301,11 +304,15 @@ class Load:
         await self._check(account, rng.choice(account.tokens[-30:]))
 
     async def _ask_any(self, verifier: Verifier, stale: float, rng: random.Random) -> None:
-        """Any of the last tokens, several times: whoever works sends many requests."""
+        """Many of a user's last tokens: also those whose end came while nothing told of it."""
         account = rng.choice([*self.settled, *self.restless])
-        token = rng.choice(account.tokens[-10:])
-        for _ in range(3):
-            await self.ask(verifier, stale, account.name, token)
+        last = account.tokens[-100:]
+        for token in rng.sample(last, min(20, len(last))):
+            # Those that are answered from memory do not wait for the others, each of which is asked once at a time.
+            if (verifier, token) not in self._asked:
+                asked = asyncio.create_task(self.ask(verifier, stale, account.name, token))
+                self._asked[verifier, token] = asked
+                asked.add_done_callback(lambda _, key=(verifier, token): self._asked.pop(key))  # type: ignore[misc]
 
     async def _settled_step(self, account: Account, rng: random.Random) -> None:
         often = len(account.tokens) < ENOUGH

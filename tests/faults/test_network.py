@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from gatepost.feed.feed import LEASE
 from tests.faults.conftest import NewService
 from tests.faults.load import CHECKERS
 from tests.faults.postgres import Postgres
+from tests.faults.test_verifiers import LOST, staged
 from tests.faults.trial import Bounds, Trial
 
 pytestmark = pytest.mark.fault
@@ -92,4 +94,21 @@ async def test_while_packets_are_dropped_every_answer_comes_within_two_seconds(
         server=distant,
         bounds=Bounds(answer=2.0, recovery=5.0),
     )
+    assert outcome.statuses("check")[503] >= CHECKERS
+
+
+@pytest.mark.thorough
+async def test_while_packets_are_dropped_verifiers_let_nobody_in_whose_end_was_acknowledged(
+    trial: Trial, namespace: str, distant: Postgres, new_service: NewService, tmp_path: Path
+) -> None:
+    async with staged(distant, new_service, tmp_path) as (stage, (strict, leased)):
+        outcome = await trial(
+            "Verifiers: packets to Postgres dropped",
+            silence(namespace),
+            hold=8,
+            services=stage.nodes,
+            server=distant,
+            bounds=LOST,
+            verifiers=[(strict, 0.0), (leased, LEASE)],
+        )
     assert outcome.statuses("check")[503] >= CHECKERS
