@@ -175,7 +175,7 @@ export class Gatepost {
     const signal = AbortSignal.any([stop, silent.signal]);
     try {
       const answer = await this.#fetch(`${this.#url}/user/events`, this.#request("GET", { signal }));
-      if (answer.status === 401) return this.token === asked;
+      if (answer.status === 401) return !this.#renewedSince(asked);
       if (!answer.ok || answer.body === null) throw new NotKnown(`Gatepost answers ${answer.status}`);
       const heard = () => {
         clearTimeout(timer);
@@ -196,7 +196,12 @@ export class Gatepost {
 
   async #hasEnded(): Promise<boolean> {
     const asked = this.token;
-    return (await this.whoAmI()) === null && this.token === asked;
+    return (await this.whoAmI()) === null && !this.#renewedSince(asked);
+  }
+
+  /** Whether there is another token by now: then what was answered concerned the one before. */
+  #renewedSince(asked: string | null): boolean {
+    return this.token !== null && this.token !== asked;
   }
 
   get #mayBeSignedIn(): boolean {

@@ -10,7 +10,8 @@ export class GatepostError extends Error {
   constructor(
     readonly status: number,
     readonly code: Code | (string & {}),
-    detail: string,
+    /** What went wrong, for people. */
+    readonly detail: string,
     /** What is wrong with which field, if the problem is one of fields. */
     readonly errors: readonly FieldError[],
     /** Seconds to wait before the next try, if Gatepost says so. */
