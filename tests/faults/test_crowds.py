@@ -21,9 +21,10 @@ from bench.processes import pss_mb
 
 from gatepost.config import PasswordsConfig
 from tests.faults.conftest import NewService
+from tests.faults.footprint import Footprint, clients
 from tests.faults.history import Request, took
 from tests.faults.postgres import Postgres
-from tests.faults.service import Service
+from tests.faults.service import ADMIN_PASSWORD, Service
 from tests.faults.trial import Bounds, Outcome, Trial
 from tests.slow_clients import Ended
 
@@ -248,3 +249,39 @@ async def test_a_flood_of_logins_costs_those_who_are_signed_in_no_check(
     assert watch.growth <= 20
     assert watch.health.keys() == {200}
     assert_calm(outcome)
+
+
+async def tab(service: Service, token: str) -> None:
+    """Opens `/user/events`, hears `hello`, and closes it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    request = f"GET /user/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {token}\r\n\r\n"
+    writer.write(request.encode())
+    assert b"200 OK" in await reader.readuntil(b"event: hello")
+    writer.close()
+
+
+async def test_tabs_that_were_closed_leave_nothing_on_the_node(
+    trial: Trial, server: Postgres, service: Service
+) -> None:
+    count, at_once = (1_000 if trial.quick else 10_000), 50
+
+    async def open_and_close(many: int) -> Footprint:
+        for _ in range(many // at_once):
+            await asyncio.gather(*(tab(service, token) for _ in range(at_once)))
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(clients, service.pid, service.port) > 1:  # the one that is kept alive
+                await asyncio.sleep(0.05)
+        return await asyncio.to_thread(Footprint.of, service.pid, service.port, server.port, 0)
+
+    async with aiohttp.ClientSession(service.url) as http:
+        body = {"username": "admin", "password": ADMIN_PASSWORD}
+        async with http.post("/user", json=body) as answer:
+            token = (await answer.json())["session_id"]
+        before = await open_and_close(500)
+        after = await open_and_close(count)
+    trial.found(
+        f"{count:,} streams of /user/events opened and closed",
+        f"{after.memory - before.memory:+.1f} MB, {after.descriptors - before.descriptors:+d} files, "
+        f"{after.threads - before.threads:+d} threads",
+    )
+    assert before.grown(after, 0) == []
