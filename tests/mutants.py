@@ -50,6 +50,18 @@ MUTANTS = [
     Mutant(LEASE, "asking.revoked.add(key)", "pass", "tests/test_lease.py"),
     Mutant(LEASE, 'if data["resumed"] is not True:', "if False:", "tests/test_lease.py"),
     Mutant(VERIFIER, "clock() - began > SLOW:", "clock() - began > 600:", "tests/test_client.py"),
+    Mutant(
+        "src/gatepost_client/request.py",
+        ' or header("Upgrade") is not None',
+        "",
+        "tests/test_client_request.py",
+    ),
+    Mutant(
+        "src/gatepost_client/request.py",
+        "return value if not values and is_token",
+        "return value if is_token",
+        "tests/test_client_request.py",
+    ),
     Mutant(VERIFIER, "if not is_token(token):", "if False:", "tests/test_client.py"),
     # Sessions inside Postgres.
     Mutant(ROWS, " || timestamptz_send(transaction_timestamp())", "", "tests/test_row_level_security.py"),

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -317,7 +317,13 @@ async def test_people_sign_in_and_out_by_it(client: Client, url: str) -> None:
 
 # ------------------------------------------------------------------------------------------- frameworks
 
-Get = Callable[[str, str | None], Awaitable[tuple[int, Any, Any]]]
+Get = Callable[[str, str | Mapping[str, str] | None], Awaitable[tuple[int, Any, Any]]]
+
+
+def _headers(session: str | Mapping[str, str] | None) -> dict[str, str]:
+    if isinstance(session, str):
+        return {"Authorization": f"Bearer {session}"}
+    return dict(session or {})
 
 
 @contextlib.asynccontextmanager
@@ -343,8 +349,8 @@ async def of_fastapi(url: str, token: str) -> AsyncIterator[Get]:
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://notes") as http,
     ):
 
-        async def get(path: str, session: str | None) -> tuple[int, Any, Any]:
-            answer = await http.get(path, headers={"Authorization": f"Bearer {session}"} if session else {})
+        async def get(path: str, session: str | Mapping[str, str] | None) -> tuple[int, Any, Any]:
+            answer = await http.get(path, headers=_headers(session))
             return answer.status_code, answer.headers, answer.json().get("who")
 
         yield get
@@ -368,11 +374,11 @@ async def of_flask(url: str, token: str) -> AsyncIterator[Get]:
     def staff() -> dict[str, str]:
         return {"who": g.signed_in.username}
 
-    def ask(path: str, session: str | None) -> tuple[int, Any, Any]:
-        answer = app.test_client().get(path, headers={"Authorization": f"Bearer {session}"} if session else {})
+    def ask(path: str, session: str | Mapping[str, str] | None) -> tuple[int, Any, Any]:
+        answer = app.test_client(use_cookies=False).get(path, headers=_headers(session))
         return answer.status_code, answer.headers, (answer.json or {}).get("who")
 
-    async def get(path: str, session: str | None) -> tuple[int, Any, Any]:
+    async def get(path: str, session: str | Mapping[str, str] | None) -> tuple[int, Any, Any]:
         return await asyncio.to_thread(ask, path, session)
 
     yield get
@@ -403,8 +409,8 @@ async def of_aiohttp(url: str, token: str) -> AsyncIterator[Get]:
     app.router.add_get("/staff", staff)
     async with TestClient(TestServer(app)) as http:
 
-        async def get(path: str, session: str | None) -> tuple[int, Any, Any]:
-            async with http.get(path, headers={"Authorization": f"Bearer {session}"} if session else {}) as answer:
+        async def get(path: str, session: str | Mapping[str, str] | None) -> tuple[int, Any, Any]:
+            async with http.get(path, headers=_headers(session)) as answer:
                 return answer.status, answer.headers, (await answer.json())["who"] if answer.status == 200 else None
 
         yield get
@@ -432,8 +438,13 @@ async def test_a_framework_lets_in_who_is_signed_in_and_tells_apart_why_not(
             status, headers, _ = await get("/", other)
             assert status == 401
             assert headers["WWW-Authenticate"].lower().startswith("bearer")
+        cookie = {"Cookie": f"theme=dark; __Host-session={token}"}
+        assert (await get("/", cookie))[::2] == (200, "ada")
+        # A WebSocket, which browsers let a page open to any origin, needs a page of the same.
+        assert (await get("/", {**cookie, "Upgrade": "websocket", "Sec-Fetch-Site": "same-site"}))[0] == 401
         await client.delete("/user", headers={"Authorization": token})
         assert (await get("/", token))[0] == 401
+        assert (await get("/", cookie))[0] == 401
     async with framework(AWAY, service) as get:
         status, headers, _ = await get("/", token)
         assert (status, headers["Retry-After"]) == (503, "1")

@@ -6,6 +6,7 @@
 
 from gatepost_client.client import GatepostClient, GatepostError, NewSession
 from gatepost_client.identity import NotKnown, SignedIn, bearer
+from gatepost_client.request import session_token
 from gatepost_client.sync import SyncVerifier
 from gatepost_client.verifier import Verifier
 
@@ -18,4 +19,5 @@ __all__ = [
     "SyncVerifier",
     "Verifier",
     "bearer",
+    "session_token",
 ]

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from gatepost_client.identity import NotKnown, SignedIn, bearer
+from gatepost_client.identity import NotKnown, SignedIn
+from gatepost_client.request import session_token
 from gatepost_client.verifier import Verifier
 
 SIGNED_IN: web.RequestKey[SignedIn | None] = web.RequestKey("signed_in", SignedIn | None)  # type: ignore[arg-type]
@@ -30,7 +31,7 @@ def gatepost(verifier: Verifier) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            request[SIGNED_IN] = await verifier.check(bearer(request.headers.get(hdrs.AUTHORIZATION)))
+            request[SIGNED_IN] = await verifier.check(session_token(request.method, request.headers.get))
         except NotKnown as error:
             raise unavailable(error) from error
         return await handler(request)

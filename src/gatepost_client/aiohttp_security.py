@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from aiohttp_security.abc import AbstractAuthorizationPolicy, AbstractIdentityPolicy
 
 from gatepost_client.aiohttp import unavailable
-from gatepost_client.identity import NotKnown, SignedIn, bearer
+from gatepost_client.identity import NotKnown, SignedIn
+from gatepost_client.request import session_token
 from gatepost_client.verifier import Verifier
 
 
@@ -15,7 +16,7 @@ class IdentityPolicy(AbstractIdentityPolicy):  # type: ignore[misc]
 
     async def identify(self, request: web.Request) -> str | None:
         """The token of the request."""
-        return bearer(request.headers.get(hdrs.AUTHORIZATION))
+        return session_token(request.method, request.headers.get)
 
     async def remember(
         self, request: web.Request, response: web.StreamResponse, identity: str, **kwargs: Any

@@ -17,7 +17,8 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AnonymousUser
 from django.http import HttpResponse
 
-from gatepost_client.identity import NotKnown, SignedIn, bearer
+from gatepost_client.identity import NotKnown, SignedIn
+from gatepost_client.request import session_token
 from gatepost_client.sync import SyncVerifier
 
 
@@ -39,7 +40,7 @@ class GatepostMiddleware:
 
     def __call__(self, request: Any) -> Any:
         """Handle a request."""
-        token = bearer(request.headers.get("Authorization"))
+        token = session_token(request.method, request.headers.get)
         request.signed_in = None
         if token is None:
             if not hasattr(request, "user"):
@@ -56,7 +57,7 @@ class GatepostMiddleware:
             return HttpResponse(status=403)
         request.signed_in = found
         request.user = user
-        # The token is no cookie, which a browser would send by itself: no other page can have sent this.
+        # No page of another origin can have sent this: see `session_token`.
         request._dont_enforce_csrf_checks = True  # noqa: SLF001 (as Django's own test client does)
         return self._get_response(request)
 

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from gatepost_client.identity import NotKnown, SignedIn, bearer
+from gatepost_client.identity import NotKnown, SignedIn
+from gatepost_client.request import session_token
 from gatepost_client.verifier import Verifier
 
 __all__ = ["Gatepost", "SignedIn"]
@@ -45,8 +46,9 @@ class Gatepost:
         """A dependency: who is signed in. 401 without a session, 403 without ``role``, 503 when it is not known."""
 
         async def who(connection: HTTPConnection) -> SignedIn:
+            method = connection.scope.get("method", "")  # none: a WebSocket
             try:
-                found = await self.verifier.check(bearer(connection.headers.get("authorization")))
+                found = await self.verifier.check(session_token(method, connection.headers.get))
             except NotKnown as error:
                 raise HTTPException(503, headers={"Retry-After": str(error.retry_after)}) from error
             if found is None:

@@ -18,7 +18,8 @@ from flask import g, request
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Forbidden, ServiceUnavailable, Unauthorized
 
-from gatepost_client.identity import NotKnown, bearer
+from gatepost_client.identity import NotKnown
+from gatepost_client.request import session_token
 from gatepost_client.sync import SyncVerifier
 
 P = ParamSpec("P")
@@ -42,7 +43,7 @@ class Gatepost:
             @functools.wraps(view)
             def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
                 try:
-                    found = self.verifier.check(bearer(request.headers.get("Authorization")))
+                    found = self.verifier.check(session_token(request.method, request.headers.get))
                 except NotKnown as error:
                     raise ServiceUnavailable(retry_after=error.retry_after) from error
                 if found is None:
