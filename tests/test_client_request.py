@@ -52,6 +52,7 @@ def as_gatepost() -> Any:
 @given(st.sampled_from(["GET", "HEAD", "POST", "DELETE"]), headers)
 @example("POST", {"Host": "notes.example", "Cookie": f"__Host-session={ONE}", "Origin": "https://notes.example"})
 @example("GET", {"Host": "notes.example", "Cookie": f"__Host-session={ONE}"})
+@example("GET", {"Host": "notes.example", "Cookie": f"__Host-session={ONE}; __Host-session={TWO}"})
 def test_client_and_gatepost_take_the_same_token(as_gatepost: Any, method: str, headers: dict[str, str]) -> None:
     found = CIMultiDict(headers)
     assert session_token(method, found.get) == as_gatepost(method, headers)
