@@ -25,6 +25,7 @@ from tests.conftest import (
     rows,
     status_of,
 )
+from tests.event_streams import stream
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "row-level-security.md").read_text("utf-8"), re.DOTALL)
@@ -361,6 +362,18 @@ def test_functions_and_types_of_ones_own_are_not_found(
     application.sign_in(ada_token)
     assert application("SELECT gatepost.has_role('moderator')") is False
     assert application("SELECT gatepost.user_id()::text") != bob
+
+
+async def test_nobody_can_prove_for_another_that_nothing_is_missing(
+    client: Client, application: Application, dsn: Dsn, ada_token: str
+) -> None:
+    async with stream(client, "/user/events", ada_token) as events:
+        assert await events.next() is not None
+        seen = "SELECT query FROM pg_stat_activity WHERE application_name = 'gatepost'"
+        assert any("gatepost_echo_" in query for (query,) in rows(dsn, seen))
+        application.end()
+        assert not any("gatepost_echo_" in query for query in application(seen))
+        assert application("SELECT pg_listening_channels()") == []
 
 
 # --------------------------------------------------------------------------------------------- its plans
