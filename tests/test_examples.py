@@ -5,7 +5,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -20,13 +20,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 SECONDS = 60.0
 
 
-@contextlib.asynccontextmanager
-async def running(name: str, tmp_path: Path, **variables: str) -> AsyncIterator[str]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextlib.asynccontextmanager
+async def running(name: str, tmp_path: Path, variables: Mapping[str, str], port: int = 0) -> AsyncIterator[str]:
+    port = port or free_port()
     more = ["runserver", "--noreload", str(port)] if name == "django" else []
-    environment = os.environ | variables | {"PORT": str(port)}
+    environment = os.environ | dict(variables) | {"PORT": str(port)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(EXAMPLES / f"{name}_app.py"), *more, cwd=tmp_path, env=environment
     )
@@ -57,7 +62,7 @@ async def test_a_backend_knows_who_is_signed_in_and_refuses_who_was_signed_out(
     await register(client, "ada")
     token = await log_in(client)
     variables = {"GATEPOST_URL": str(client.make_url("/")), "GATEPOST_SERVICE_TOKEN": service}
-    async with running(name, tmp_path, **variables) as url, aiohttp.ClientSession() as http:
+    async with running(name, tmp_path, variables) as url, aiohttp.ClientSession() as http:
         assert await status(http, url, token) == (200, "ada")
         await client.delete("/user", headers={"Authorization": token})
         async with asyncio.timeout(SECONDS):

@@ -10,15 +10,9 @@ branch_labels = None
 depends_on = None
 serves_from = "0001"
 
-# Nobody but the nodes reads it. 244 random bits, without the extension pgcrypto.
-_KEY = """
-INSERT INTO gatepost.deployment_keys (name, key)
-VALUES ('sign_in_as', sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())))
-"""
-
-# Any role may SET the setting that says who is signed in, so what it says is worth nothing without this seal, which
-# holds in one transaction. All messages have the same length, so a hash that begins with the key is a MAC; hashed
-# twice, since that costs nothing. No pg_backend_pid(): in a parallel worker it is another one.
+# Any role may SET the setting that says who is signed in. It is worth nothing without this seal, which holds in one
+# transaction. The first node makes the key. All messages have the same length: a hash that begins with the key is a
+# MAC; hashed twice, since that costs nothing. No pg_backend_pid(): it differs in parallel workers.
 _SEAL = """
 CREATE FUNCTION gatepost.sign_in_seal(id uuid) RETURNS bytea
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -96,7 +90,7 @@ _FUNCTIONS = ("sign_in_seal(uuid)", "sign_in_as(text)", "user_id()", "has_role(t
 
 
 def upgrade() -> None:
-    """Create the tables, the key and the functions."""
+    """Create the tables and the functions."""
     op.create_table(
         "settings",
         sa.Column("name", sa.Text, nullable=False),
@@ -110,7 +104,7 @@ def upgrade() -> None:
         sa.Column("at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
         schema="gatepost",
     )
-    for sql in (_KEY, _SEAL, _SIGN_IN_AS, _USER_ID, _HAS_ROLE):
+    for sql in (_SEAL, _SIGN_IN_AS, _USER_ID, _HAS_ROLE):
         op.execute(sql)
     # Postgres lets everybody execute a new function.
     for function in _FUNCTIONS:

@@ -8,6 +8,7 @@ from gatepost.http.feature import Feature, Parts
 from gatepost.postgres.batches import in_batches
 from gatepost.process.periodic import every
 from gatepost.row_level_security import queries
+from gatepost.security.deployment_keys import deployment_key
 from gatepost.telemetry.logs import log
 
 # Seconds between two rounds, as for other sessions (sessions/upkeep.py).
@@ -23,6 +24,7 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
 
     async with contextlib.AsyncExitStack() as background:
         try:
+            await deployment_key(database, "sign_in_as")
             await database.write(queries.tell_idle_timeout, parts.config.sessions.idle_timeout)
         except NotPermitted as problem:  # a role made for an earlier release: all else works
             log.warning("gatepost.sign_in_as does not work in the database", reason=str(problem))

@@ -56,7 +56,7 @@ const show = (api) => {
       .map((parameter) => `${parameter.name}=${sample(parameter.schema)}`).join("&");
     const url = new URL(".", location.href).href + path.slice(1) + (query && `?${query}`);
     const parts = [method === "get" ? "curl" : `curl -X ${method.toUpperCase()}`];
-    if (operation.security) parts.push("-H 'Authorization: SESSION_ID'");
+    if (operation.security.length) parts.push("-H 'Authorization: SESSION_ID'");
     if (operation.requestBody) {
       parts.push("-H 'Content-Type: application/json'");
       parts.push(`-d ${quoted(JSON.stringify(sample(operation.requestBody.content["application/json"].schema)))}`);
@@ -69,8 +69,8 @@ const show = (api) => {
   const row = (head, ...cells) => el("tr", {}, el("td", {}, ...head), el("td", {}, ...cells));
 
   const describe = (path, method, operation) => {
-    const roles = Object.values((operation.security || [{}])[0])[0] || [];
-    const who = operation.security ? ["signed in", ...roles].join(", ") : "";
+    const [demanded] = operation.security; // none: it needs no token
+    const who = demanded ? ["signed in", ...Object.values(demanded)[0]].join(", ") : "";
     const body = operation.requestBody;
     const parameters = (operation.parameters || []).map(resolve);
     const answers = Object.entries(operation.responses).map(([status, given]) => {
