@@ -159,8 +159,10 @@ def _container() -> Iterator[PostgresServer]:
     from testcontainers.community.postgres import PostgresContainer
 
     container = PostgresContainer("postgres:17", username="gatepost", password="a secret of the tests")
-    # A power cut ends the tests as well, so nothing has to be on disk.
+    # A power cut ends the tests as well, so nothing has to be on disk; and nobody guesses this password: 4,096 hashes
+    # for each of some 20,000 connections were a fifth of the time.
     container = container.with_command("postgres -c fsync=off -c full_page_writes=off")
+    container = container.with_env("POSTGRES_INITDB_ARGS", "--set scram_iterations=1")
     with container:
         dsn = Dsn(
             [container.get_container_host_ip()],
@@ -232,7 +234,7 @@ class Clones:
 
     def _make(self) -> str:
         name = self._postgres.new_name()
-        self._postgres.admin(f'CREATE DATABASE {name} TEMPLATE "{self._template}"')
+        self._postgres.admin(f'CREATE DATABASE {name} TEMPLATE "{self._template}" STRATEGY FILE_COPY')
         return name
 
     def _drop(self, name: str) -> None:
