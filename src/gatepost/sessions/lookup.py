@@ -53,25 +53,36 @@ class Lookup:
 
     async def find(self, token_hash: bytes) -> Session | None:
         """The live session with this token hash, or None. Raises DatabaseUnavailable."""
+        answer = self._wait_for(token_hash)
+        self._begin()
+        return await answer
+
+    async def find_all(self, hashes: Iterable[bytes]) -> dict[bytes, Session]:
+        """The live sessions with these token hashes. Raises DatabaseUnavailable."""
+        # No `find` for each: gather would make a task of it, which costs as much as all else.
+        waiting = [self._wait_for(token_hash) for token_hash in set(hashes)]
+        self._begin()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return {session.token_hash: session for session in answers if isinstance(session, Session)}
+
+    def _wait_for(self, token_hash: bytes) -> "asyncio.Future[Session | None]":
         answer: asyncio.Future[Session | None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(token_hash)
         if waiting is None:
             waiting = self._waiting[token_hash] = _Waiting(time.monotonic())
         waiting.answers.append(answer)
+        return answer
+
+    def _begin(self) -> None:
+        """Begin a query for those who wait, if it is worth one."""
         if self._worth_another():
             self._under_way += 1
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
-        return await answer
-
-    async def find_all(self, hashes: Iterable[bytes]) -> dict[bytes, Session]:
-        """The live sessions with these token hashes. Raises DatabaseUnavailable."""
-        answers = await asyncio.gather(*map(self.find, set(hashes)), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException):
-                raise answer
-        return {session.token_hash: session for session in answers if isinstance(session, Session)}
 
     def _worth_another(self) -> bool:
         """Whether to begin a query: at once if none is under way, else for a batch that is worth its cost."""
