@@ -215,7 +215,7 @@ class Feed:
             self._wake_one(len(self._waiting))
 
     def _wake_one(self, left: int) -> None:
-        """Wake a listener, and in each turn of the event loop after it one more: other work waits for one of them only.
+        """Wake a listener, and one more in each turn of the event loop after it: other work waits for one only.
         Eight in a turn, of 1,000, made the p99 of session checks 12 ms; one makes it 5.
         """
         future = self._waiting.popleft()
