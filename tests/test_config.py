@@ -155,6 +155,17 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> None:
         Config.load()
 
 
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"/dev/zero: is larger than 1048576 bytes"):
+        Config.load(Path("/dev/zero"))
+
+
+def test_a_key_that_occurs_twice_is_named() -> None:
+    Path("config.json").write_text('{"db": {"host": "a", "host": "b"}}')
+    with pytest.raises(ConfigError, match=r"config\.json: is not JSON: the key 'host' occurs twice"):
+        Config.load()
+
+
 @pytest.mark.parametrize(
     "hosts", ["127.0.0.1", "::1", "localhost.", "bücher.example", "a,, b", "/run/postgres..ql", "@x"]
 )

@@ -19,6 +19,8 @@ from pydantic_settings import (
 )
 
 DEFAULT_FILE = "config.json"
+# Bytes of the file; what pydantic-settings reads of a secrets directory is bounded too (16 MB).
+MOST = 1024 * 1024
 PREFIX = "GATEPOST_"
 # These steer the reading itself, so they cannot be keys of the file.
 _OWN_VARIABLES = {"GATEPOST_CONFIG", "GATEPOST_SECRETS_DIR"}
@@ -79,7 +81,11 @@ def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
 
 def _read_json(file: Path, model: type[BaseSettings]) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text("utf-8"))
+        with file.open("rb") as opened:
+            text = opened.read(MOST + 1)
+        if len(text) > MOST:
+            raise ConfigError(f"{file}: is larger than {MOST} bytes, so it is no configuration")
+        values = json.loads(text.decode(), object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise ConfigError(f"{file}: there is no such file; create it, or name another with --config") from None
     except OSError as error:
@@ -88,6 +94,15 @@ def _read_json(file: Path, model: type[BaseSettings]) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must be a JSON object with the sections {', '.join(model.model_fields)}")
+    return values
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"the key {name!r} occurs twice")
+        values[name] = value
     return values
 
 
