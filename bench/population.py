@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import psycopg2.extensions
 
 from bench.report import Figure, Target
@@ -56,32 +55,20 @@ def import_users(service: Service, folder: Path, count: int) -> list[Figure]:
 
 def pages(service: Service) -> list[Figure]:
     """Milliseconds in Postgres (planning and execution) of each list, which must not read a whole table."""
-    server = service.postgres
-    connection = psycopg2.connect(
-        host=server.socket_dir,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        dbname=server.database,
-    )
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("UPDATE gatepost.users SET disabled_at = now() WHERE canonical < '002'")
-            cursor.execute("VACUUM ANALYZE gatepost.users, gatepost.passwords, gatepost.sessions, gatepost.events")
-            cursor.execute("SELECT user_id::text FROM gatepost.sessions GROUP BY 1 ORDER BY count(*), 1 LIMIT 1")
-            (holder,) = cursor.fetchone()
-            cursor.execute(
-                "DELETE FROM gatepost.sessions WHERE user_id = %s AND token_hash NOT IN "
-                "(SELECT token_hash FROM gatepost.sessions WHERE user_id = %s LIMIT 10)",
-                [holder, holder],
-            )
-            return [
-                *(_figure(cursor, f"50 users, {name}", admin._PAGE, **given) for name, given in _PAGES.items()),
-                _figure(cursor, "10 sessions of one user", sessions._SESSIONS_OF, user_id=holder, idle_timeout=10**6),
-            ]
-    finally:
-        connection.close()
+    with service.connected() as cursor:
+        cursor.execute("UPDATE gatepost.users SET disabled_at = now() WHERE canonical < '002'")
+        cursor.execute("VACUUM ANALYZE gatepost.users, gatepost.passwords, gatepost.sessions, gatepost.events")
+        cursor.execute("SELECT user_id::text FROM gatepost.sessions GROUP BY 1 ORDER BY count(*), 1 LIMIT 1")
+        (holder,) = cursor.fetchone()
+        cursor.execute(
+            "DELETE FROM gatepost.sessions WHERE user_id = %s AND token_hash NOT IN "
+            "(SELECT token_hash FROM gatepost.sessions WHERE user_id = %s LIMIT 10)",
+            [holder, holder],
+        )
+        return [
+            *(_figure(cursor, f"50 users, {name}", admin._PAGE, **given) for name, given in _PAGES.items()),
+            _figure(cursor, "10 sessions of one user", sessions._SESSIONS_OF, user_id=holder, idle_timeout=10**6),
+        ]
 
 
 _ALL: dict[str, Any] = {"after": "", "prefix": "", "role": None, "disabled": None, "most": 51}

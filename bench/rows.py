@@ -1,10 +1,7 @@
 """Row-level security with `gatepost.user_id()`, beside the same policy with a constant."""
 
-import contextlib
 import time
-from collections.abc import Iterator
 
-import psycopg2
 import psycopg2.extensions
 
 from bench.report import Figure, Target
@@ -38,7 +35,8 @@ ALTER TABLE public.signed_in ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY
 def policies(service: Service, planted: Seed, *, rounds: int, count: int) -> list[Figure]:
     """What a query takes under each policy, in turns, over ``count`` rows."""
     token = planted.tokens[0]
-    with _connect(service) as cursor:
+    with service.connected() as cursor:
+        cursor.execute("SET search_path = public")
         cursor.execute("SELECT gatepost.sign_in_as(%s)", [token])
         (me,) = cursor.fetchone()
         cursor.execute(_FILL, {"me": me, "count": count, "owners": OWNERS})
@@ -81,22 +79,3 @@ def _seconds(cursor: psycopg2.extensions.cursor, token: str, sql: str, times: in
     seconds = time.perf_counter() - began
     cursor.execute("ROLLBACK")
     return seconds
-
-
-@contextlib.contextmanager
-def _connect(service: Service) -> Iterator[psycopg2.extensions.cursor]:
-    server = service.postgres
-    connection = psycopg2.connect(
-        host=server.socket_dir,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        dbname=server.database,
-        options="-c search_path=public",
-    )
-    connection.autocommit = True
-    try:
-        with connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()

@@ -6,7 +6,6 @@ import json
 import uuid
 from dataclasses import dataclass
 
-import psycopg2
 import psycopg2.extras
 
 from bench.service import Service, ServiceError
@@ -50,29 +49,18 @@ def _register(service: Service, username: str, password: str) -> None:
 
 
 def _open_sessions(service: Service, holders: list[str], tokens: list[str]) -> None:
-    server = service.postgres
-    connection = psycopg2.connect(
-        host=server.socket_dir,
-        port=server.port,
-        user=server.user,
-        password=server.password,
-        dbname=server.database,
-    )
-    try:
-        with connection, connection.cursor() as cursor:
-            psycopg2.extras.execute_values(
-                cursor,
-                """
-                INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
-                SELECT given.token_hash, u.id, u.epoch, now() + interval '1 day', '192.0.2.1', 'bench'
-                FROM (VALUES %s) AS given (token_hash, holder)
-                JOIN gatepost.users u ON u.canonical = given.holder
-                """,
-                [
-                    (hashlib.sha256(token.encode()).digest(), holders[number % len(holders)])
-                    for number, token in enumerate(tokens)
-                ],
-            )
-            cursor.execute("ANALYZE gatepost.sessions, gatepost.users")  # as autovacuum would in a minute
-    finally:
-        connection.close()
+    with service.connected() as cursor:
+        psycopg2.extras.execute_values(
+            cursor,
+            """
+            INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at, ip, user_agent)
+            SELECT given.token_hash, u.id, u.epoch, now() + interval '1 day', '192.0.2.1', 'bench'
+            FROM (VALUES %s) AS given (token_hash, holder)
+            JOIN gatepost.users u ON u.canonical = given.holder
+            """,
+            [
+                (hashlib.sha256(token.encode()).digest(), holders[number % len(holders)])
+                for number, token in enumerate(tokens)
+            ],
+        )
+        cursor.execute("ANALYZE gatepost.sessions, gatepost.users")  # as autovacuum would in a minute

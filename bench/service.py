@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import psycopg2
+import psycopg2.extensions
 
 from bench import processes
 from gatepost.config import ThrottleConfig
@@ -81,6 +84,17 @@ class Service:
     def dsn(self) -> Dsn:
         """The same, for the driver."""
         return Dsn.of_embedded(self.postgres)
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[psycopg2.extensions.cursor]:
+        """A cursor on its database; each statement is a transaction of its own."""
+        connection = psycopg2.connect(**self.dsn.parameters(self.dsn.hosts[0]))
+        connection.autocommit = True
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        finally:
+            connection.close()
 
     @property
     def environment(self) -> dict[str, str]:

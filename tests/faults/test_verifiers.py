@@ -7,9 +7,10 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,12 +47,12 @@ def listeners(server: Postgres) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def again_and_again(seconds: float, work: Callable[[], object]) -> AsyncIterator[None]:
+async def again_and_again(seconds: float, work: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
     """As long as the block lasts."""
 
     async def repeat() -> None:
         while True:
-            await asyncio.to_thread(work)
+            await work()
             await asyncio.sleep(seconds)
 
     task = asyncio.create_task(repeat())
@@ -64,9 +65,8 @@ async def again_and_again(seconds: float, work: Callable[[], object]) -> AsyncIt
 
 def listeners_ended(stage: Stage) -> AbstractAsyncContextManager[None]:
     """The backends that listen are ended, each time they are back."""
-    return again_and_again(
-        0.7, lambda: stage.server.sql(LISTENERS.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
-    )
+    end = LISTENERS.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
+    return again_and_again(0.7, partial(asyncio.to_thread, stage.server.sql, end))
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +81,7 @@ async def listeners_stopped(stage: Stage) -> AsyncIterator[None]:
                 stopped.add(pid)
 
     try:
-        async with again_and_again(2.5, stop):
+        async with again_and_again(2.5, partial(asyncio.to_thread, stop)):
             yield
     finally:
         for pid in stopped:
@@ -102,20 +102,10 @@ async def cable_stalled(stage: Stage) -> AsyncIterator[None]:
 def feed_cut(stage: Stage) -> AbstractAsyncContextManager[None]:
     """The leased verifier's connections break, all of them."""
 
-    async def cut() -> AsyncIterator[None]:
-        async def repeat() -> None:
-            while True:
-                stage.cable.reset()
-                await asyncio.sleep(0.9)
+    async def cut() -> None:
+        stage.cable.reset()
 
-        task = asyncio.create_task(repeat())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    return contextlib.asynccontextmanager(cut)()
+    return again_and_again(0.9, cut)
 
 
 @contextlib.asynccontextmanager
