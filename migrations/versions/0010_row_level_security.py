@@ -32,6 +32,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     idle_timeout integer := (SELECT value FROM gatepost.settings WHERE name = 'idle_timeout');
     session json;
+    used uuid;
     id uuid;
 BEGIN
     IF idle_timeout IS NULL THEN
@@ -45,11 +46,13 @@ BEGIN
     IF session IS NULL THEN
         RAISE EXCEPTION 'this token is not a live session''s' USING ERRCODE = 'invalid_authorization_specification';
     END IF;
+    used := session -> 'session' ->> 'handle';
     IF (session -> 'session' ->> 'last_seen_at')::timestamptz
             < clock_timestamp() - make_interval(secs => idle_timeout / 10.0)
         AND NOT current_setting('transaction_read_only')::boolean
+        AND NOT EXISTS (SELECT FROM gatepost.session_uses WHERE handle = used)
     THEN
-        INSERT INTO gatepost.session_uses (handle) VALUES ((session -> 'session' ->> 'handle')::uuid);
+        INSERT INTO gatepost.session_uses (handle) VALUES (used);
     END IF;
     id := session -> 'user' ->> 'id';
     PERFORM set_config('gatepost.signed_in', encode(uuid_send(id) || gatepost.sign_in_seal(id), 'hex'), true);
@@ -104,6 +107,7 @@ def upgrade() -> None:
         sa.Column("at", TIMESTAMP(timezone=True), nullable=False, server_default=sa.text("clock_timestamp()")),
         schema="gatepost",
     )
+    op.create_index(op.f("session_uses_handle_idx"), "session_uses", ["handle"], schema="gatepost")
     for sql in (_SEAL, _SIGN_IN_AS, _USER_ID, _HAS_ROLE):
         op.execute(sql)
     # Postgres lets everybody execute a new function.

@@ -249,11 +249,12 @@ settings = sa.Table(
     sa.Column("value", sa.Integer, nullable=False),
 )
 
-# Uses of sessions by gatepost.sign_in_as, until a node has touched the session. Without a key: rows are only added
-# and taken away, so an application's transaction waits for nobody, and nobody for it.
+# Sessions that gatepost.sign_in_as has seen in use, until a node has touched them. The index is not unique: or a
+# transaction of an application would wait for the end of another's.
 session_uses = sa.Table(
     "session_uses",
     metadata,
     sa.Column("handle", UUID(as_uuid=True), nullable=False),
     _now("at"),
+    sa.Index(None, "handle"),
 )
