@@ -75,6 +75,12 @@ MUTANTS = [
     ),
     Mutant(
         ROWS,
+        "        AND NOT EXISTS (SELECT FROM gatepost.session_uses WHERE handle = used)\n",
+        "",
+        "tests/test_row_level_security.py",
+    ),
+    Mutant(
+        ROWS,
         "make_interval(secs => idle_timeout / 10.0)",
         "make_interval(secs => 0)",
         "tests/test_row_level_security.py",
