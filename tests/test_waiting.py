@@ -98,7 +98,8 @@ def test_sigterm_while_it_waits_ends_it_with_zero(dsn: Dsn, tmp_path: Path, work
         try:
             read_until(process, "waiting for the database")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            said, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, said
         finally:
             process.kill()
 
