@@ -36,7 +36,9 @@ class Application:
     """A connection of the application's role."""
 
     def __init__(self, dsn: Dsn) -> None:
-        self.connection = psycopg2.connect(**dsn.parameters(dsn.hosts[0]))
+        # A statement that waits for a lock fails: the test itself may hold it.
+        limit = "-c statement_timeout=60000"
+        self.connection = psycopg2.connect(**dsn.parameters(dsn.hosts[0]), options=limit)
         self.role = dsn.user
 
     def __call__(self, sql: str, *parameters: object) -> Any:

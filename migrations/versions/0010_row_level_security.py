@@ -11,8 +11,8 @@ depends_on = None
 serves_from = "0001"
 
 # Any role may SET the setting that says who is signed in. It is worth nothing without this seal, which holds in one
-# transaction. The first node makes the key. All messages have the same length: a hash that begins with the key is a
-# MAC; hashed twice, since that costs nothing. No pg_backend_pid(): it differs in parallel workers.
+# transaction. The first node makes the key. All messages have the same length, so a SHA-256 over key and message is a
+# MAC; it is nested as in HMAC all the same. No pg_backend_pid(): it differs in parallel workers.
 _SEAL = """
 CREATE FUNCTION gatepost.sign_in_seal(id uuid) RETURNS bytea
 LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -24,8 +24,8 @@ END
 $$
 """
 
-# The rule is that of a check: live_sessions_2. A session that is in use is written down beside, and the nodes touch
-# it: an UPDATE here would hold the row, and a log-out would wait for the application's transaction to end.
+# The rule is that of a check: live_sessions_2. A use is recorded in session_uses, from which the nodes update
+# last_seen_at: an UPDATE here would lock the row, and a log-out would wait for the application's transaction to end.
 _SIGN_IN_AS = """
 CREATE FUNCTION gatepost.sign_in_as(token text) RETURNS uuid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -61,7 +61,7 @@ END
 $$
 """
 
-# The seals are hashed once more before they are compared: how long the comparison takes says nothing of them then.
+# The seals are hashed before they are compared, so that the time of the comparison tells nothing about them.
 _USER_ID = """
 CREATE FUNCTION gatepost.user_id() RETURNS uuid
 LANGUAGE plpgsql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

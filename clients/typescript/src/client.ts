@@ -152,21 +152,17 @@ export class Gatepost {
   async #follow(callback: () => void, stop: AbortSignal): Promise<void> {
     for (let pause = 0; !stop.aborted; pause = Math.min(Math.max(2 * pause, 500), LONGEST_PAUSE)) {
       await sleep(pause * (0.5 + Math.random()), stop);
-      try {
-        if (!this.#mayBeSignedIn || (await this.#listen(stop, () => (pause = 0)))) {
-          this.#keep(null);
-          if (!stop.aborted) callback();
-          return;
-        }
-      } catch (error) {
-        if (!(error instanceof NotKnown || error instanceof GatepostError) && !stop.aborted) throw error;
+      if (!this.#mayBeSignedIn || (await this.#listen(stop, () => (pause = 0)))) {
+        this.#keep(null);
+        if (!stop.aborted) callback();
+        return;
       }
     }
   }
 
   /**
-   * Listen until the stream ends. True if nobody is signed in. A session that goes on under a new token, after a change
-   * of the password, ends its stream too: so what was told is asked.
+   * Listen until the stream ends. True if nobody is signed in, false also while that is not known. After a change of the
+   * password the session goes on under a new token and its stream ends too, so Gatepost is asked once more.
    */
   async #listen(stop: AbortSignal, answered: () => void): Promise<boolean> {
     const asked = this.token;
@@ -176,7 +172,7 @@ export class Gatepost {
     try {
       const answer = await this.#fetch(`${this.#url}/user/events`, this.#request("GET", { signal }));
       if (answer.status === 401) return !this.#renewedSince(asked);
-      if (!answer.ok || answer.body === null) throw new NotKnown(`Gatepost answers ${answer.status}`);
+      if (!answer.ok || answer.body === null) return false;
       const heard = () => {
         clearTimeout(timer);
         timer = setTimeout(() => silent.abort(), SILENCE);
@@ -186,9 +182,8 @@ export class Gatepost {
         if (event.type === "session.revoked" && JSON.parse(event.data).current) return await this.#hasEnded();
       }
       return false;
-    } catch (error) {
-      if (error instanceof GatepostError || error instanceof NotKnown) throw error;
-      throw new NotKnown("Gatepost cannot be reached", { cause: error });
+    } catch {
+      return false;
     } finally {
       clearTimeout(timer);
     }

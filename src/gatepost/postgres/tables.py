@@ -241,7 +241,7 @@ services = sa.Table(
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
 )
 
-# What the functions in the database have to know of the nodes' configuration; each node writes it when it starts.
+# The part of the configuration that functions in the database need; each node writes it when it starts.
 settings = sa.Table(
     "settings",
     metadata,
@@ -249,8 +249,8 @@ settings = sa.Table(
     sa.Column("value", sa.Integer, nullable=False),
 )
 
-# Sessions that gatepost.sign_in_as has seen in use, until a node has touched them. The index is not unique: or a
-# transaction of an application would wait for the end of another's.
+# Sessions that gatepost.sign_in_as has seen in use, until a node has updated their last_seen_at. The index is not
+# unique: with a unique one, a transaction of an application would wait for the end of another.
 session_uses = sa.Table(
     "session_uses",
     metadata,

@@ -9,10 +9,8 @@ from gatepost.postgres.batches import in_batches
 from gatepost.process.periodic import every
 from gatepost.row_level_security import queries
 from gatepost.security.deployment_keys import deployment_key
+from gatepost.sessions import upkeep
 from gatepost.telemetry.logs import log
-
-# Seconds between two rounds, as for other sessions (sessions/upkeep.py).
-INTERVAL = 67.0
 
 
 @contextlib.asynccontextmanager
@@ -24,12 +22,12 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
 
     async with contextlib.AsyncExitStack() as background:
         try:
-            await deployment_key(database, "sign_in_as")
+            await deployment_key(database, "sign_in_as")  # makes it; gatepost.sign_in_seal reads it
             await database.write(queries.tell_idle_timeout, parts.config.sessions.idle_timeout)
         except NotPermitted as problem:  # a role made for an earlier release: all else works
             log.warning("gatepost.sign_in_as does not work in the database", reason=str(problem))
         else:
-            await background.enter_async_context(every(INTERVAL, touch_used))
+            await background.enter_async_context(every(upkeep.INTERVAL, touch_used))
         yield
 
 
