@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         self._migrate = migrate
         self._postgres: EmbeddedPostgres | None = None
         self._ended: list[int] = []
+        self._give_up: Callable[[], object] | None = None
         super().__init__()
 
     def load_config(self) -> None:
@@ -88,7 +90,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
         """
         _aiohttp.require()
         _gunicorn.require()
-        signal.signal(signal.SIGTERM, _exit)  # until gunicorn installs its own handler
+        signal.signal(signal.SIGTERM, self._exit)  # until gunicorn installs its own handler
         with contextlib.ExitStack() as resources:
             webserver = self.config.webserver
             self.sock = resources.enter_context(bind(webserver.host, webserver.port, "port"))
@@ -159,15 +161,32 @@ class Workers(BaseApplication):  # type: ignore[misc]
         dsn = Dsn.of(config.db) if self._postgres is None else Dsn.of_embedded(self._postgres.start())
 
         async def look() -> None:
-            await schema.make_ready(dsn, patience, migrate=migrate)
-            database = await Database.open(dsn, 1)
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+            assert task is not None
+            self._give_up = partial(loop.call_soon_threadsafe, task.cancel)
             try:
-                await refuse_missing_pepper(config.passwords, database)
+                await schema.make_ready(dsn, patience, migrate=migrate)
+                database = await Database.open(dsn, 1)
+                try:
+                    await refuse_missing_pepper(config.passwords, database)
+                finally:
+                    await database.close()
             finally:
-                await database.close()
+                self._give_up = None
 
-        asyncio.run(look())
+        try:
+            asyncio.run(look())
+        except asyncio.CancelledError:
+            raise SystemExit(0) from None
         return dsn
+
+    def _exit(self, *_: object) -> None:
+        """End with 0. While an event loop runs, its task is cancelled: an exception that a signal handler raises may
+        end up in any callback.
+        """
+        if self._give_up is None:
+            raise SystemExit(0)
+        self._give_up()
 
     def _before_fork(self, arbiter: Any, worker: Worker) -> None:
         # Workers with an older configuration are about to end.
@@ -203,7 +222,3 @@ def _fixed(config: Config) -> dict[str, object]:
         "db.binaries": db.binaries,
         "db.run_as": db.run_as,
     }
-
-
-def _exit(*_: object) -> None:
-    raise SystemExit(0)
