@@ -27,7 +27,7 @@ import psycopg2
 from bench.service import Service, ServiceError
 from bench.simultaneous import AT_ONCE, COMMIT, delay_commits, measure_together
 from gatepost.config import PasswordsConfig
-from gatepost.recovery.queries import hash_code
+from gatepost.mail.codes import hash_link
 from gatepost.security.credentials import Credentials, Stored, foreign
 
 LOWEST, HIGHEST = 0.47, 0.53
@@ -153,7 +153,7 @@ def plant(service: Service, hashes: Mapping[str, Stored | None]) -> None:
                 cursor.execute(
                     "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at) "
                     "VALUES (%s, %s, now() - interval '1 day')",
-                    (user, hash_code(name)),
+                    (user, hash_link(name)),
                 )
                 if stored is not None:
                     cursor.execute(

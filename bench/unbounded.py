@@ -20,6 +20,7 @@ from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.security.credentials import Credentials
 from gatepost.security.credentials.hashing import Derived, derive
 from gatepost.security.credentials.kinds import parse
+from gatepost.security.identifier import Identifier
 from gatepost.security.throttle import Throttle
 from gatepost.sessions import queries
 from gatepost.sessions.lookup import Lookup
@@ -50,14 +51,14 @@ class App:
         """Open a session."""
         given = await request.json()
         name, token = str(given["username"]), str(uuid.uuid4())
-        entry = queries.Entry(name, None, self._throttle.for_login(name, None))
+        entry = queries.Entry(Identifier(name), None, self._throttle.for_login(name, None))
         stored, taken = await self._database.read(queries.find_setting, entry)
         setting = stored or self._credentials.dummy(name)
         loop, secret = asyncio.get_running_loop(), str(given["password"]).encode()
         derived: Derived = await loop.run_in_executor(None, derive, parse(setting.phc), lambda: secret)
         activity = self._throttle.for_activity(name)
         attempt = queries.Attempt(
-            name, setting, derived.digest, hash_token(token), activity, request.remote, None, None, taken
+            entry.identifier, setting, derived.digest, hash_token(token), activity, request.remote, None, None, taken
         )
         limits = self._limits
         opened = await self._database.write(

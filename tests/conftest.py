@@ -30,6 +30,7 @@ from gatepost.config import (
     AccountsConfig,
     Config,
     DbConfig,
+    MailConfig,
     PasswordsConfig,
     SessionsConfig,
     ThrottleConfig,
@@ -283,6 +284,11 @@ def config(dsn: Dsn) -> Config:
         passwords=CHEAP,
         sessions=SessionsConfig(),
     )
+
+
+def with_mail(config: Config, folder: Path, **changes: Any) -> Config:
+    """The same, and mail is written into this folder."""
+    return config.model_copy(update={"mail": MailConfig(directory=folder, **changes)})
 
 
 class ProductionServer(TestServer):

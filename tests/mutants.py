@@ -227,7 +227,7 @@ MUTANTS = [
         "tests/test_epoch.py tests/test_my_account.py",
     ),
     src(
-        "accounts/password_queries.py",
+        "sessions/current_password.py",
         "    SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;\n",
         "    SELECT FROM gatepost.users WHERE id = :id;\n",
         "tests/test_epoch.py",

@@ -4,28 +4,43 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg2
 import pytest
 
+from gatepost.config import Config
+from gatepost.mail import codes
 from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
-from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows
+from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows, with_mail
 from tests.test_admin import Caller, an_admin, user_path
 from tests.test_bad_input import raw
 from tests.test_connection import connected, server_of
 
 NEW = "a better horse and battery"
+CODE = "c" * 32
 
 
 class World(NamedTuple):
-    """An administrator who calls, another who stays, and a user who is acted on, with a session."""
+    """An administrator who calls, another who stays, and a user who is acted on, with a session.
+
+    ``email``: a verified address of the caller's. ``claim``: one to which ``CODE`` was mailed.
+    """
 
     caller: Caller
     user: str
     handle: str
+    email: str
+    claim: str
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With mail, since some routes are there only then."""
+    return with_mail(config, tmp_path / "mail")
 
 
 @pytest.fixture
@@ -35,7 +50,23 @@ async def world(client: Client, dsn: Dsn) -> World:
     user = await register(client, "ada")
     await log_in(client, "ada")
     handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions WHERE user_id = %s", user["id"])[0][0]
-    return World(caller, user["id"], handle)
+    email, claim = (
+        rows(
+            dsn,
+            "INSERT INTO gatepost.emails (user_id, address, canonical, verified_at) "
+            "VALUES (%s, %s, %s, CASE WHEN %s THEN now() END) RETURNING id::text",
+            *(caller.id, address, address, verified),
+        )[0][0]
+        for address, verified in (("root@example.org", True), ("new@example.org", False))
+    )
+    rows(
+        dsn,
+        "INSERT INTO gatepost.codes (purpose, user_id, email_id, epoch, link_hash, expires_at) "
+        "SELECT 'verify_email', id, %s, epoch, %s, now() + interval '1 hour' FROM gatepost.users WHERE id = %s "
+        "RETURNING 1",
+        *(claim, codes.hash_link(CODE), caller.id),
+    )
+    return World(caller, user["id"], handle, email, claim)
 
 
 # By route: path and body. A route that changes something and is not here fails the test below.
@@ -43,6 +74,13 @@ ACTS: dict[tuple[str, str], Callable[[World], tuple[str, Any]]] = {
     ("PATCH", "/account"): lambda _: ("/account", {"profile": {"a": 1}, "username": "boot"}),
     ("DELETE", "/account"): lambda _: ("/account", {"password": PASSWORD}),
     ("PUT", "/account/password"): lambda _: ("/account/password", {"current": PASSWORD, "new": NEW}),
+    ("POST", "/account/emails"): lambda _: ("/account/emails", {"email": "ada@example.org", "password": PASSWORD}),
+    ("POST", "/account/emails/{id}/verify"): lambda world: (
+        f"/account/emails/{world.claim}/verify",
+        {"code": CODE},
+    ),
+    ("PUT", "/account/emails/{id}/primary"): lambda world: (f"/account/emails/{world.email}/primary", None),
+    ("DELETE", "/account/emails/{id}"): lambda world: (f"/account/emails/{world.email}", None),
     ("DELETE", "/sessions"): lambda _: ("/sessions?scope=all", None),
     ("DELETE", "/sessions/{handle}"): lambda world: (f"/sessions/{world.handle}", None),
     ("POST", "/admin/users"): lambda _: ("/admin/users", {"username": "eve", "roles": ["admin"]}),
@@ -68,7 +106,7 @@ REVOCATIONS = {
 
 def state(dsn: Dsn) -> list[Any]:
     """All that a request can change, but for when a session was last seen."""
-    tables = ("users", "passwords", "password_resets", "events", "known_places")
+    tables = ("users", "passwords", "password_resets", "events", "known_places", "emails", "codes", "outbox")
     seen = [rows(dsn, f"SELECT t::text FROM gatepost.{table} t ORDER BY 1") for table in tables]
     return [*seen, rows(dsn, "SELECT token_hash, user_id, epoch FROM gatepost.sessions ORDER BY 1")]
 

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 import gatepost_client
+from gatepost.config import Config, MailConfig
 from gatepost.feed.handlers import FEED
 from gatepost.feed.listener import Listener
 from gatepost.postgres.database import Dsn
@@ -21,7 +22,8 @@ from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
 from gatepost_client import GatepostClient, GatepostError, NotKnown, SignedIn, SyncVerifier, Verifier
 from gatepost_client.verifier import CALLS
-from tests.conftest import PASSWORD, Client, eventually, log_in, rows
+from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, rows
+from tests.received_mail import Folder
 
 # Nobody answers there (port 9, "discard").
 AWAY = "http://127.0.0.1:9"
@@ -313,6 +315,30 @@ async def test_people_sign_in_and_out_by_it(client: Client, url: str) -> None:
     async with GatepostClient(AWAY) as away:
         with pytest.raises(NotKnown):
             await away.who_am_i(STRANGER)
+
+
+async def test_addresses_and_the_way_back_by_it(config: Config, start_server: StartServer, tmp_path: Path) -> None:
+    folder = tmp_path / "mail"
+    client = await start_server(config.model_copy(update={"mail": MailConfig(directory=folder)}))
+    mailbox = Folder(folder)
+    async with GatepostClient(str(client.make_url("")), timeout=60) as gatepost:
+        await gatepost.register("ada", PASSWORD, "old@example.org")
+        token = (await gatepost.log_in("ada", PASSWORD)).token
+        (old,) = await gatepost.emails(token)
+        verified = await gatepost.verify_email(token, old["id"], (await mailbox.receive("old@example.org")).typed)
+        assert verified["primary"] is True
+        await gatepost.recover("old@example.org")
+        code = (await mailbox.receive("old@example.org", kind="Choose")).typed
+        await gatepost.redeem_code(code, PASSWORD + "!", "old@example.org")
+        token = (await gatepost.log_in("old@example.org", PASSWORD + "!")).token
+        new = await gatepost.add_email(token, "new@example.org", PASSWORD + "!")
+        await gatepost.verify_email(token, new["id"], (await mailbox.receive("new@example.org")).typed)
+        assert (await gatepost.make_email_primary(token, new["id"]))["primary"] is True
+        await gatepost.remove_email(token, old["id"])
+        assert [email["address"] for email in await gatepost.emails(token)] == ["new@example.org"]
+        notice = await mailbox.receive("old@example.org", kind="have changed")
+        await gatepost.undo_email_changes(notice.link("undo_email"))
+        assert await gatepost.who_am_i(token) is None
 
 
 # ------------------------------------------------------------------------------------------- frameworks

@@ -5,13 +5,14 @@ import logging
 import re
 import uuid
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.postgres.database import Dsn
-from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of
+from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of, with_mail
 from tests.test_bad_input import Answer, exchange
 
 HOST = "gatepost.test"
@@ -272,6 +273,12 @@ async def test_an_empty_host_header_matches_no_origin(client: Client, token: str
         answer = await send(client, "DELETE", "/user", cookie, origin, host="")
         assert answer.status in {400, 403}
     assert await status_of(client, token) == 200
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With mail, since some routes are there only then."""
+    return with_mail(config, tmp_path / "mail")
 
 
 async def test_every_route_that_changes_something_asks_where_a_cookie_comes_from(

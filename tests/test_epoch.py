@@ -17,11 +17,14 @@ import pytest
 from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
 from gatepost.errors import InvalidCode, Problem, Unauthorized
+from gatepost.mail.codes import hash_link
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.recovery import queries as recovery
 from gatepost.security.credentials import Credentials, Setting
+from gatepost.security.identifier import Identifier
 from gatepost.security.throttle import KEY_BYTES, Bucket, Limit
 from gatepost.sessions import queries as sessions
+from gatepost.sessions.current_password import Current, Origin, find_secret
 from gatepost.sessions.session import hash_token
 from tests.conftest import CHEAP, PASSWORD, rows
 
@@ -54,7 +57,7 @@ class World:
 async def setting_of_ada(connection: Connection) -> Setting:
     """A login's first statement; how many may be tried is another test's business."""
     plenty = Bucket(b"a" * KEY_BYTES, Limit("account", burst=1_000_000, every=1))
-    setting, _ = await sessions.find_setting(connection, sessions.Entry("ada", None, [plenty]))
+    setting, _ = await sessions.find_setting(connection, sessions.Entry(ADA, None, [plenty]))
     assert setting is not None
     return setting
 
@@ -64,6 +67,7 @@ async def run(connection: Connection, sql: str) -> None:
     await cursor.execute(sql)
 
 
+ADA = Identifier("ada")
 ACTIVITY = Bucket(b"u".ljust(16), Limit("activity", 1000, 10))
 
 
@@ -82,7 +86,7 @@ async def a_login(world: World, name: str = "login", password: str = PASSWORD) -
     async def open_session() -> None:
         setting = held["setting"]
         digest = await world.credentials.digest(setting, password)
-        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token(name)), ACTIVITY, None, None)
+        attempt = sessions.Attempt(ADA, setting, digest, hash_token(world.token(name)), ACTIVITY, None, None)
         await run(connection, "BEGIN")
         with contextlib.suppress(sessions.SettingChanged):
             await sessions.open_session(connection, attempt, lifetime=1000, max_per_user=10)
@@ -92,12 +96,12 @@ async def a_login(world: World, name: str = "login", password: str = PASSWORD) -
 
 async def a_password_change(world: World) -> list[Step]:
     connection = await world.connection()
-    secret, _ = await passwords.find_secret(connection, world.user_id, [])
+    secret, _ = await find_secret(connection, world.user_id, [])
     assert secret
     assert secret.setting
     setting = secret.setting
     digest, new = await world.credentials.digest(setting, PASSWORD), await world.credentials.create(NEW)
-    origin = accounts.Origin(await handle_of(world), None, None)
+    origin = Origin(await handle_of(world), None, None)
 
     async def change() -> None:
         await run(connection, "BEGIN")
@@ -106,7 +110,7 @@ async def a_password_change(world: World) -> list[Step]:
                 connection,
                 world.user_id,
                 origin,
-                current=passwords.Current(setting, digest),
+                current=Current(setting, digest),
                 new=new,
                 token_hash=hash_token(world.token("changed")),
             )
@@ -194,7 +198,7 @@ async def a_world(database: Database, dsn: Dsn, credentials: Credentials) -> Asy
         setting = await database.read(setting_of_ada)
         assert setting is not None
         digest = await credentials.digest(setting, PASSWORD)
-        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.mine), ACTIVITY, None, None)
+        attempt = sessions.Attempt(ADA, setting, digest, hash_token(world.mine), ACTIVITY, None, None)
         assert await database.write(sessions.open_session, attempt, lifetime=1000, max_per_user=10)
         yield world
 
@@ -280,7 +284,7 @@ async def test_a_login_waits_for_a_disabling_that_has_begun_and_is_then_refused(
         disabling, login = await world.connection(), await world.connection()
         setting = await setting_of_ada(login)
         digest = await credentials.digest(setting, PASSWORD)
-        attempt = sessions.Attempt("ada", setting, digest, hash_token(world.token("late")), ACTIVITY, None, None)
+        attempt = sessions.Attempt(ADA, setting, digest, hash_token(world.token("late")), ACTIVITY, None, None)
         await run(disabling, "BEGIN")
         await run(disabling, "UPDATE gatepost.users SET disabled_at = clock_timestamp(), epoch = epoch + 1")
         opening = asyncio.create_task(sessions.open_session(login, attempt, lifetime=1000, max_per_user=10))
@@ -296,7 +300,7 @@ async def test_a_password_change_waits_for_a_disabling_that_has_begun_and_is_the
     async with a_world(database, dsn, credentials) as world:
         disable, commit = await a_disabling(world)
         connection = await world.connection()
-        secret, _ = await passwords.find_secret(connection, world.user_id, [])
+        secret, _ = await find_secret(connection, world.user_id, [])
         assert secret is not None
         assert secret.setting is not None
         digest = await credentials.digest(secret.setting, PASSWORD)
@@ -305,8 +309,8 @@ async def test_a_password_change_waits_for_a_disabling_that_has_begun_and_is_the
             passwords.change_password(
                 connection,
                 world.user_id,
-                accounts.Origin(await handle_of(world), None, None),
-                current=passwords.Current(secret.setting, digest),
+                Origin(await handle_of(world), None, None),
+                current=Current(secret.setting, digest),
                 new=await credentials.create(NEW),
                 token_hash=hash_token(world.token("changed")),
             )
@@ -356,7 +360,7 @@ async def test_a_redeemed_code_raises_the_epoch_and_one_that_expires_between_the
     database: Database, dsn: Dsn, credentials: Credentials
 ) -> None:
     async with a_world(database, dsn, credentials):
-        code = recovery.hash_code("ABCD")
+        code = hash_link("ABCD")
         rows(
             dsn,
             "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at, created_at) "

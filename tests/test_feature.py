@@ -208,7 +208,7 @@ def test_every_kind_of_event_is_in_a_feature_and_in_the_docs() -> None:
     recorded = {
         kind
         for path in sql
-        for kind in re.findall(r"'((?:authn|user|session|privilege|service)_[a-z_]+)'", path.read_text())
+        for kind in re.findall(r"'((?:authn|user|session|privilege|service|email|mail)_[a-z_]+)'", path.read_text())
     }
     assert set(known) <= recorded
     assert recorded - set(known) <= {"services_pkey", "session_limit", "user_agent", "session_handle", "user_id"}

@@ -1,13 +1,15 @@
 """Every route is public on purpose or guarded, and answers from the token alone."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gatepost.config import Config
 from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
-from tests.conftest import Client, CountRoundTrips, log_in, register, rows, status_of
+from tests.conftest import Client, CountRoundTrips, log_in, register, rows, status_of, with_mail
 
 # Log out looks its token up by itself, in the statement that ends the session; forward authentication answers for
 # other services. Metrics are for programs on this machine, or on the operators' address (test_metrics.py).
@@ -16,6 +18,8 @@ PUBLIC = {
     ("DELETE", "/user"),
     ("POST", "/account"),
     ("POST", "/account/password/redeem"),
+    ("POST", "/account/recovery"),
+    ("POST", "/account/emails/undo"),
     ("GET", "/authz/forward"),
     ("GET", "/ping"),
     ("GET", "/health/live"),
@@ -29,6 +33,12 @@ OF_SERVICES = {("POST", "/authz/check"), ("GET", "/feed")}
 ROUTE_TABLE = [(route.method, route.path, route.handler) for route in ROUTES]
 PROTECTED = [(m, p) for m, p, handler in ROUTE_TABLE if (m, p) not in PUBLIC and not p.startswith("/docs/")]
 ADMIN = [(m, p) for m, p, handler in ROUTE_TABLE if GUARDED.get(handler) == "admin"]
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With mail, since some routes are there only then."""
+    return with_mail(config, tmp_path / "mail")
 
 
 def test_every_route_is_on_the_public_list_or_guarded() -> None:
@@ -99,6 +109,11 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     # bob's password is not theirs, whatever their role.
     ("PUT", "/account/password"): (403, 403),
     ("DELETE", "/account"): (403, 403),
+    ("GET", "/account/emails"): (200, 200),
+    ("POST", "/account/emails"): (403, 403),
+    ("POST", "/account/emails/{id}/verify"): (403, 403),
+    ("PUT", "/account/emails/{id}/primary"): (404, 404),
+    ("DELETE", "/account/emails/{id}"): (404, 404),
     ("POST", "/authz/check"): (403, 403),
     ("GET", "/feed"): (403, 403),
     ("GET", "/user/events"): (200, 200),
@@ -118,6 +133,8 @@ BODIES = {
     ("PATCH", "/account"): {"profile": {"colour": "blue"}},
     ("PUT", "/account/password"): {"current": "bob's own password", "new": "a better horse and battery"},
     ("DELETE", "/account"): {"password": "bob's own password"},
+    ("POST", "/account/emails"): {"email": "bob@example.org", "password": "bob's own password"},
+    ("POST", "/account/emails/{id}/verify"): {"code": "0" * 32},
     ("POST", "/admin/users"): {"username": "eve"},
     ("PATCH", "/admin/users/{id}"): {"profile": {"colour": "red"}},
 }
@@ -130,14 +147,22 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
     bob = await register(client, "bob", "bob's own password")
     bobs = await log_in(client, "bob", "bob's own password")
     of_bob = (
-        "SELECT u::text, p::text, (SELECT array_agg(s::text) FROM gatepost.sessions s WHERE s.user_id = u.id) "
+        "SELECT u::text, p::text, (SELECT array_agg(s::text) FROM gatepost.sessions s WHERE s.user_id = u.id), "
+        "(SELECT array_agg(e::text) FROM gatepost.emails e WHERE e.user_id = u.id) "
         f"FROM gatepost.users u JOIN gatepost.passwords p ON p.user_id = u.id WHERE u.id = '{bob['id']}'"
     )
     handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions")[0][0]
+    email = rows(
+        dsn,
+        "INSERT INTO gatepost.emails (user_id, address, canonical, verified_at) "
+        "VALUES (%s, 'bob@example.org', 'bob@example.org', now()) RETURNING id::text",
+        bob["id"],
+    )[0][0]
     before = rows(dsn, of_bob)
 
     async def ask(method: str, path: str, token: str) -> int:
-        where = path.replace("{id}", bob["id"]).replace("{handle}", handle)
+        named = email if path.startswith("/account/emails") else bob["id"]
+        where = path.replace("{id}", named).replace("{handle}", handle)
         query = "?scope=others" if (method, path) == ("DELETE", "/sessions") else ""
         body = BODIES.get((method, path))
         async with client.request(method, where + query, json=body, headers={"Authorization": token}) as answer:

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.routes import ROUTES
-from tests.conftest import PASSWORD, Client, StartServer, log_in
+from tests.conftest import PASSWORD, Client, StartServer, log_in, with_mail
 from tests.test_bad_input import exchange, judge, raw
 
 
@@ -70,6 +71,12 @@ async def test_a_wrong_method_is_405_with_the_allowed_ones(client: Client, path:
             if method != "HEAD":
                 problem = judge(answer.status, answer.headers, await answer.read())
                 assert problem["code"] == "method_not_allowed"
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With mail, since some routes are there only then."""
+    return with_mail(config, tmp_path / "mail")
 
 
 @pytest.mark.parametrize("path", METHODS)

@@ -343,7 +343,7 @@ def test_a_csv_without_its_header_is_refused_as_a_whole(run: Run, dsn: Dsn) -> N
     text = f"username,{MADE['bcrypt 2b']},\nbob,,\n"
     done = run("import", "-", "--format", "csv", stdin=text)
     assert done.returncode == 1
-    assert "its first line must name the columns; number 2 is none of created, disabled, hash, id," in done.stderr
+    assert "its first line must name the columns; number 2 is none of created, disabled, email," in done.stderr
     assert "$2b$" not in done.stderr
     assert usernames(dsn) == []
 
@@ -508,3 +508,106 @@ def test_a_profile_may_be_written_over_several_lines() -> None:
     assert list(Source(io.BytesIO(text.encode()), "csv").records()) == [
         Record(2, {"username": "ada", "profile": {"a": 1}, "roles": []})
     ]
+
+
+# ---------------------------------------------------------------------------------------------- addresses
+
+
+def addresses(dsn: Dsn) -> list[tuple[Any, ...]]:
+    return rows(
+        dsn,
+        "SELECT u.username, e.address, e.verified_at IS NOT NULL, e.is_primary FROM gatepost.emails e "
+        "JOIN gatepost.users u ON u.id = e.user_id ORDER BY u.canonical, e.is_primary DESC, e.canonical",
+    )
+
+
+def test_addresses_come_along_from_json_and_csv_and_go_along_in_an_export(
+    run: Run, dsn: Dsn, postgres: PostgresServer, template: str
+) -> None:
+    people: list[dict[str, Any]] = [
+        {"username": "ada", "email": "Ada@Example.org", "email_verified": True},
+        {"username": "bob", "email": "bob@example.org"},
+        {
+            "username": "cyd",
+            "emails": [
+                {"address": "new@example.org", "verified": False},
+                {"address": "second@example.org", "verified": True},
+                {"address": "first@example.org", "verified": True, "primary": True},
+            ],
+        },
+    ]
+    expected = [
+        ("ada", "Ada@example.org", True, True),
+        ("bob", "bob@example.org", False, False),
+        ("cyd", "first@example.org", True, True),
+        ("cyd", "new@example.org", False, False),
+        ("cyd", "second@example.org", True, False),
+    ]
+    assert run("import", "-", stdin=jsonl(*people)).returncode == 0
+    assert addresses(dsn) == expected
+    # Once more: they are there already, with what is theirs.
+    again = run("import", "-", stdin=jsonl(*people))
+    assert again.stdout == "0 users added, 3 were there already, 0 lines refused.\n"
+    exported = run("export").stdout
+    with postgres.database(template) as elsewhere:
+        assert run("import", "-", stdin=exported, to=elsewhere).returncode == 0
+        assert addresses(elsewhere) == expected
+    table = "username,email,email_verified\ndan,dan@example.org,true\neve,eve@example.org,\n"
+    assert run("import", "-", "--format", "csv", stdin=table).returncode == 0
+    assert addresses(dsn)[-2:] == [
+        ("dan", "dan@example.org", True, True),
+        ("eve", "eve@example.org", False, False),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_two_users_who_claim_one_verified_address_are_refused_by_line(
+    run: Run, dsn: Dsn, arguments: list[str]
+) -> None:
+    run("import", "-", stdin=jsonl({"username": "old", "email": "old@example.org", "email_verified": True}))
+    people: list[dict[str, Any]] = [
+        {"username": "ada", "email": "one@example.org", "email_verified": True},
+        {"username": "bob", "email": "ONE@example.org", "email_verified": True},
+        {"username": "cyd", "email": "one@example.org"},  # a claim only
+        {"username": "dan", "email": "old@example.org", "email_verified": True},
+    ]
+    done = run("import", "-", *arguments, stdin=jsonl(*people))
+    assert done.returncode == 1
+    assert done.stderr == (
+        "line 2: email: is another user's verified address\nline 4: email: is another user's verified address\n"
+    )
+    assert usernames(dsn) == (["old"] if arguments else ["ada", "cyd", "old"])
+
+
+def test_a_dry_run_remembers_addresses_of_earlier_batches(dsn: Dsn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "BATCH", 1)
+    people: list[dict[str, Any] | str] = [
+        {"username": name, "email": "one@example.org", "email_verified": True} for name in ("ada", "bob")
+    ]
+    refused: list[Refusal] = []
+    connection = blocking.connect(dsn)
+    try:
+        run = importing.Import(connection, Judge(), True, refused.append, lambda *_: None)
+        run.run(Source(io.BytesIO(jsonl(*people).encode()), "jsonl"))
+    finally:
+        connection.close()
+    assert refused == [Refusal(2, "email: is another user's verified address")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"email": "nonsense"}, "email: must be a mail address"),
+        ({"email": "ada@example.org", "email_verified": "yes"}, "email_verified: must be true or false"),
+        ({"email": "ada@example.org", "emails": []}, "emails: is given beside email"),
+        ({"emails": "ada@example.org"}, "emails: must be a list of at most 10"),
+        ({"emails": ["ada@example.org"]}, "emails: each must be an object"),
+        ({"emails": [{"address": "a@b.org"}, {"address": "A@b.org"}]}, "emails: one address occurs twice"),
+        ({"emails": [{"address": 1}]}, "emails: address must be a string"),
+        ({"emails": [{"address": "@"}]}, "emails: must be a mail address"),
+    ],
+)
+def test_an_address_that_is_none_is_named(fields: dict[str, Any], reason: str) -> None:
+    judged = Judge()(Record(7, {"username": "ada", **fields}))
+    assert isinstance(judged, Refusal)
+    assert judged.reason.startswith(reason)

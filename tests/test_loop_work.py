@@ -32,9 +32,9 @@ from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Overloaded, Problem
 from gatepost.forward_auth import handlers as forwarding
 from gatepost.http import access_log, app, body, client, strict_json, tokens
+from gatepost.mail.codes import hash_link
 from gatepost.ops import handlers as ops
 from gatepost.postgres.database import Dsn
-from gatepost.recovery.queries import hash_code
 from gatepost.security import addresses
 from gatepost.security.credentials import prepare
 from gatepost.security.names import canonical
@@ -300,7 +300,7 @@ async def test_no_password_is_prepared_on_the_event_loop(
         dsn,
         "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at) "
         "SELECT id, %s, clock_timestamp() + interval '1 hour' FROM gatepost.users RETURNING 1",
-        hash_code("ABCD"),
+        hash_link("ABCD"),
     )
     async with client.post("/account/password/redeem", json={"code": "ABCD", "new": third}) as answer:
         assert answer.status == 200, await answer.text()

@@ -43,6 +43,7 @@ from tests.conftest import (
     register,
     rows,
     status_of,
+    with_mail,
 )
 
 if TYPE_CHECKING:
@@ -476,7 +477,10 @@ async def test_they_ask_for_metrics_that_there_are(names: set[str], file: str) -
     assert wanted <= names
 
 
-async def test_every_metric_of_ours_is_in_the_docs_and_no_other(client: Client) -> None:
+async def test_every_metric_of_ours_is_in_the_docs_and_no_other(
+    config: Config, tmp_path: Path, start_server: StartServer
+) -> None:
+    client = await start_server(with_mail(config, tmp_path / "mail"))
     text = (DOCS.parent / "monitoring.md").read_text("utf-8")
     async with client.get("/metrics") as answer:
         there = set(re.findall(r"^# TYPE (gatepost_\w+)", await answer.text(), re.MULTILINE))

@@ -18,7 +18,7 @@ from gatepost.ops.handlers import _is_from_here
 from gatepost.postgres.database import Dsn
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
 from gatepost.server import WebServer
-from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows
+from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows, with_mail
 from tests.documented import Documented
 from tests.gatepost_process import gatepost, running
 from tests.test_addresses import trusting
@@ -30,6 +30,12 @@ FOR_OPERATORS = {("GET", "/metrics"), ("GET", "/health/live"), ("GET", "/health/
     (route.method, route.path) for route in ROUTES if route.path.startswith("/admin/")
 }
 ALL = {(route.method, route.path) for route in ROUTES}
+
+
+@pytest.fixture
+def config(config: Config, tmp_path: Path) -> Config:
+    """With mail, since some routes are there only then."""
+    return with_mail(config, tmp_path / "mail")
 
 
 def apart(config: Config) -> Config:

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from pydantic_core.core_schema import ErrorType
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from gatepost.config import AccountsConfig, Config, SessionsConfig, WebServerConfig
+from gatepost.config import AccountsConfig, Config, MailConfig, SessionsConfig, WebServerConfig
 from gatepost.http.body import _CODES
 from gatepost.postgres.database import Dsn
 from gatepost.routes import api_document
@@ -117,7 +117,7 @@ def serving(config: Config, documented: Documented) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
+def service(postgres: PostgresServer, template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     documented = Documented()
     with postgres.database(template) as dsn:
         config = Config(
@@ -127,6 +127,7 @@ def service(postgres: PostgresServer, template: str) -> Iterator[Service]:
             passwords=CHEAP,
             sessions=SessionsConfig(),
             throttle=UNLIMITED,
+            mail=MailConfig(directory=tmp_path_factory.mktemp("mail")),
         )
         with serving(config, documented) as url:
             yield Service(url, dsn)

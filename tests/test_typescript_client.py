@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from gatepost.config import Config
+from gatepost.config import Config, MailConfig
 from gatepost.routes import api_document
 from tests.conftest import UNLIMITED, StartServer
 
@@ -53,10 +54,13 @@ def source(tmp_path: Path) -> Path:
 
 
 async def test_everything_works_against_a_real_gatepost(
-    source: Path, config: Config, start_server: StartServer
+    source: Path, config: Config, start_server: StartServer, tmp_path: Path
 ) -> None:
-    client = await start_server(config.model_copy(update={"throttle": UNLIMITED}))
-    await asyncio.to_thread(ran, "npm", "test", folder=source, GATEPOST_URL=str(client.make_url("")))
+    mail = MailConfig(directory=tmp_path / "mail")
+    client = await start_server(config.model_copy(update={"throttle": UNLIMITED, "mail": mail}))
+    url, folder = str(client.make_url("")), str(mail.directory)
+    test = partial(ran, "npm", "test", folder=source, GATEPOST_URL=url, GATEPOST_MAIL=folder)
+    await asyncio.to_thread(test)
 
 
 def test_the_packed_client_is_found_by_node_and_by_each_way_of_resolving_types(source: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_users_are_listed_and_filtered(run: Run, dsn: Dsn) -> None:
     assert re.search(
         r"^ *bert +[0-9a-f-]{36} +editor admin +\d{4}-\d\d-\d\dT\S+ +\d{4}-\d\d-\d\dT\S+ *$", table, re.MULTILINE
     )
-    assert re.search(r"^ *username +id +roles +created +disabled *$", table, re.MULTILINE)
+    assert re.search(r"^ *username +id +email +roles +created +disabled *$", table, re.MULTILINE)
     some = run("list", "--limit", "2")
     assert (some.returncode, some.stderr) == (0, "There are more than 2: see --limit and --prefix.\n")
 

@@ -189,6 +189,18 @@ class UsernameTaken(Problem):
     code = "username_taken"
 
 
+class EmailTaken(Conflict):
+    """This address belongs to another account."""
+
+    code = "email_taken"
+
+
+class TooManyEmails(Conflict):
+    """An account has at most ten addresses: remove one first."""
+
+    code = "too_many_emails"
+
+
 class Unavailable(Problem):
     """The service cannot answer right now: try again."""
 

@@ -7,6 +7,7 @@ from gatepost.admin.feature import FEATURE as ADMIN
 from gatepost.config import Config
 from gatepost.feed.feature import FEATURE as FEED
 from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
+from gatepost.mail.feature import FEATURE as MAIL
 from gatepost.ops import openapi
 from gatepost.ops.feature import FEATURE as OPS
 from gatepost.recovery.feature import FEATURE as RECOVERY
@@ -17,6 +18,7 @@ from gatepost.transfer.feature import FEATURE as TRANSFER
 
 FEATURES = [
     SESSIONS,
+    MAIL,
     ACCOUNTS,
     RECOVERY,
     FORWARD_AUTH,

@@ -69,10 +69,10 @@ class GatepostClient:
             await self._http.close()
             self._http = None
 
-    async def register(self, username: str, password: str) -> Json:
+    async def register(self, username: str, password: str, email: str | None = None) -> Json:
         """Make an account; the user. Where registration is open."""
-        answer = await self._call("POST", "/account", body={"username": username, "password": password})
-        user: Json = answer["user"]
+        body = {"username": username, "password": password} | ({"email": email} if email is not None else {})
+        user: Json = (await self._call("POST", "/account", body=body))["user"]
         return user
 
     async def log_in(self, username: str, password: str) -> NewSession:
@@ -99,6 +99,44 @@ class GatepostClient:
     async def change_password(self, token: str, current: str, new: str) -> NewSession:
         """Change the password. This session goes on under a new token, the user's other sessions end."""
         return NewSession.of(await self._call("PUT", "/account/password", token, {"current": current, "new": new}))
+
+    async def recover(self, identifier: str) -> None:
+        """Ask for a way back, with a username or an address. Whether there is such a user, nobody is told."""
+        await self._call("POST", "/account/recovery", body={"identifier": identifier})
+
+    async def redeem_code(self, code: str, new: str, identifier: str | None = None) -> None:
+        """Choose a new password with a code. One that was typed takes the identifier that it was asked for with."""
+        body = {"code": code, "new": new} | ({"identifier": identifier} if identifier is not None else {})
+        await self._call("POST", "/account/password/redeem", body=body)
+
+    async def emails(self, token: str) -> list[Json]:
+        """The user's mail addresses, the primary one first."""
+        emails: list[Json] = (await self._call("GET", "/account/emails", token))["emails"]
+        return emails
+
+    async def add_email(self, token: str, email: str, password: str) -> Json:
+        """Add an address; a code is mailed to it. Added again, it gets another one."""
+        return await self._email("POST", "/account/emails", token, {"email": email, "password": password})
+
+    async def verify_email(self, token: str, email_id: str, code: str) -> Json:
+        """Prove with the code from the mail, typed or from its link, that an address is the user's."""
+        return await self._email("POST", f"/account/emails/{quote(email_id, safe='')}/verify", token, {"code": code})
+
+    async def make_email_primary(self, token: str, email_id: str) -> Json:
+        """Let mail go to this verified address."""
+        return await self._email("PUT", f"/account/emails/{quote(email_id, safe='')}/primary", token)
+
+    async def remove_email(self, token: str, email_id: str) -> None:
+        """Remove an address."""
+        await self._call("DELETE", f"/account/emails/{quote(email_id, safe='')}", token)
+
+    async def undo_email_changes(self, code: str) -> None:
+        """Undo changes of addresses with the code from the notice. Every session ends, and so does the password."""
+        await self._call("POST", "/account/emails/undo", body={"code": code})
+
+    async def _email(self, method: str, path: str, token: str, body: Json | None = None) -> Json:
+        email: Json = (await self._call(method, path, token, body))["email"]
+        return email
 
     async def delete_account(self, token: str, password: str) -> Json:
         """Delete the account with everything that belongs to it."""

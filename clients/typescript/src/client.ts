@@ -8,6 +8,7 @@ export type Session = Schemas["SessionDocument"];
 export type OwnSession = Schemas["OwnSession"];
 export type Account = Schemas["AccountAnswer"];
 export type AccountChanges = Schemas["AccountsChange"];
+export type Email = Schemas["EmailDocument"];
 export type WhoAmI = Schemas["WhoAmIAnswer"];
 
 /** Where the token is kept. */
@@ -65,8 +66,9 @@ export class Gatepost {
   }
 
   /** Make an account, where registration is open. It does not sign in. */
-  async register(username: string, password: string): Promise<User> {
-    return (await this.#call<Schemas["Registered"]>("POST", "/account", { body: { username, password } })).user;
+  async register(username: string, password: string, email?: string): Promise<User> {
+    const body: Schemas["Registration"] = { username, password, ...(email !== undefined && { email }) };
+    return (await this.#call<Schemas["Registered"]>("POST", "/account", { body })).user;
   }
 
   /** Sign in. A wrong name and a wrong password look alike (`invalid_credentials`). */
@@ -106,9 +108,48 @@ export class Gatepost {
     this.#keep((await this.#call<Schemas["Renewed"]>("PUT", "/account/password", { body })).session_id);
   }
 
-  /** Choose a new password with a code that an operator gave. */
-  async redeemCode(code: string, password: string): Promise<void> {
-    await this.#call("POST", "/account/password/redeem", { body: { code, new: password } });
+  /** Ask for a way back, with a username or an address. Whether there is such a user, nobody is told. */
+  async recover(identifier: string): Promise<void> {
+    await this.#call("POST", "/account/recovery", { body: { identifier } });
+  }
+
+  /** Choose a new password with a code. One that was typed takes the identifier that it was asked for with. */
+  async redeemCode(code: string, password: string, identifier?: string): Promise<void> {
+    const body: Schemas["Redemption"] = { code, new: password, ...(identifier !== undefined && { identifier }) };
+    await this.#call("POST", "/account/password/redeem", { body });
+  }
+
+  /** The mail addresses of whoever is signed in, the primary one first. */
+  async emails(): Promise<Email[]> {
+    return (await this.#call<Schemas["EmailsAnswer"]>("GET", "/account/emails")).emails;
+  }
+
+  /** Add an address; a code is mailed to it. Added again, it gets another one. */
+  async addEmail(email: string, password: string): Promise<Email> {
+    const body: Schemas["NewEmail"] = { email, password };
+    return (await this.#call<Schemas["EmailAnswer"]>("POST", "/account/emails", { body })).email;
+  }
+
+  /** Prove with the code from the mail, typed or from its link, that an address is one's own. */
+  async verifyEmail(id: string, code: string): Promise<Email> {
+    const path = `/account/emails/${encodeURIComponent(id)}/verify`;
+    return (await this.#call<Schemas["EmailAnswer"]>("POST", path, { body: { code } })).email;
+  }
+
+  /** Let mail go to this verified address. */
+  async makeEmailPrimary(id: string): Promise<Email> {
+    const path = `/account/emails/${encodeURIComponent(id)}/primary`;
+    return (await this.#call<Schemas["EmailAnswer"]>("PUT", path)).email;
+  }
+
+  /** Remove an address. */
+  async removeEmail(id: string): Promise<void> {
+    await this.#call("DELETE", `/account/emails/${encodeURIComponent(id)}`);
+  }
+
+  /** Undo changes of addresses with the code from the notice. Every session ends, and so does the password. */
+  async undoEmailChanges(code: string): Promise<void> {
+    await this.#call("POST", "/account/emails/undo", { body: { code } });
   }
 
   /** Delete the account with everything that belongs to it. */

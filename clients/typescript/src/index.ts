@@ -1,6 +1,6 @@
 /** Gatepost's API for pages and for Node: see README.md. */
 export { Gatepost } from "./client.js";
-export type { Account, AccountChanges, Options, OwnSession, Session, TokenStore, User, WhoAmI } from "./client.js";
+export type { Account, AccountChanges, Email, Options, OwnSession, Session, TokenStore, User, WhoAmI } from "./client.js";
 export { GatepostError, NotKnown } from "./errors.js";
 export type { FieldError } from "./errors.js";
 export type { Code } from "./openapi.js";

@@ -3,6 +3,8 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
+import { readdir, readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { after, test } from "node:test";
 
 import { Gatepost, GatepostError, NotKnown, type Options } from "../src/index.js";
@@ -113,6 +115,45 @@ for (const how of ["a token", "a cookie"]) {
     assert.equal((await gatepost.whoAmI())?.user.username, name);
   });
 }
+
+/** The next mail to this address with these words in its subject, and the code in it. */
+async function mailed(address: string, words: string): Promise<string> {
+  const folder = process.env["GATEPOST_MAIL"];
+  assert(folder, "GATEPOST_MAIL says where mail is written");
+  for (let tries = 0; tries < 600; tries++) {
+    for (const file of (await readdir(folder)).filter((name) => name.endsWith(`-${address}.eml`)).reverse()) {
+      const mail = await readFile(join(folder, file), "utf8");
+      const code = mail.match(/^([0-9A-Z]{4}-[0-9A-Z]{4}|[0-9a-f]{32})\r?$/m);
+      if (mail.includes(words) && code) return code[1]!;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  return assert.fail(`no mail to ${address}`);
+}
+
+test("an address is verified, signs in, brings a new password, and its change is undone", async () => {
+  const name = `${process.pid}-${people++}`;
+  const [old, young] = [`${name}-old@example.org`, `${name}-young@example.org`];
+  const gatepost = new Gatepost(URL);
+  await gatepost.register(name, PASSWORD, old);
+  await gatepost.logIn(name, PASSWORD);
+  const [first] = await gatepost.emails();
+  assert.equal(first?.verified_at, null);
+  assert.equal((await gatepost.verifyEmail(first!.id, await mailed(old, "Confirm"))).primary, true);
+  await gatepost.logIn(old, PASSWORD);
+  await gatepost.recover(old);
+  const code = await mailed(old, "Choose");
+  assert((await refusal(gatepost.redeemCode(code, "a new battery and horse"))).is("invalid_body"));
+  await gatepost.redeemCode(code, "a new battery and horse", old);
+  await gatepost.logIn(name, "a new battery and horse");
+  const added = await gatepost.addEmail(young, "a new battery and horse");
+  await gatepost.verifyEmail(added.id, await mailed(young, "Confirm"));
+  assert.equal((await gatepost.makeEmailPrimary(added.id)).primary, true);
+  await gatepost.removeEmail(first!.id);
+  assert.deepEqual((await gatepost.emails()).map((email) => email.address), [young]);
+  await gatepost.undoEmailChanges(await mailed(old, "have changed"));
+  assert((await refusal(gatepost.logIn(young, "a new battery and horse"))).is("invalid_credentials"));
+});
 
 test("tabs share a store", async () => {
   const store = { token: null };

@@ -18,6 +18,15 @@ _BEGIN = Statement("""
             FROM gatepost.passwords p WHERE p.user_id = u.id),
         'password_reset', (SELECT json_build_object('created_at', r.created_at, 'expires_at', r.expires_at)
             FROM gatepost.password_resets r WHERE r.user_id = u.id),
+        'emails', (SELECT coalesce(json_agg(json_build_object('address', e.address, 'primary', e.is_primary,
+            'verified_at', e.verified_at, 'created_at', e.created_at) ORDER BY e.created_at), '[]')
+            FROM gatepost.emails e WHERE e.user_id = u.id),
+        'codes', (SELECT coalesce(json_agg(json_build_object('purpose', c.purpose, 'created_at', c.created_at,
+            'expires_at', c.expires_at) ORDER BY c.created_at), '[]')
+            FROM gatepost.codes c WHERE c.user_id = u.id),
+        'mails', (SELECT coalesce(json_agg(json_build_object('kind', o.kind, 'address', o.address,
+            'created_at', o.created_at) ORDER BY o.created_at), '[]')
+            FROM gatepost.outbox o WHERE o.user_id = u.id),
         'sessions', (SELECT coalesce(json_agg(json_build_object('handle', s.handle, 'created_at', s.created_at,
             'last_seen_at', s.last_seen_at, 'expires_at', s.expires_at, 'ip', host(s.ip),
             'user_agent', s.user_agent) ORDER BY s.created_at), '[]')

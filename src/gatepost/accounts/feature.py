@@ -9,7 +9,7 @@ FEATURE = Feature(
         "account": "One's own account: register, read, change, export, delete.",
     },
     events={
-        "authn_password_change": '`"reason": "reset"` if it was with a code',
+        "authn_password_change": "with a code, its `reason`: `reset` for an operator's, `recovery` for a mailed one",
         "authn_password_change_fail": "the current password was wrong, also where an account was to be deleted",
         "user_created": "`roles`, if any",
         "user_updated": "`changed`: `username`, `profile`, or both; not their values",

@@ -1,10 +1,8 @@
 """`/account`: having one, changing it, leaving."""
 
-import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,12 +25,11 @@ from gatepost.http.body import read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_session_cookie
+from gatepost.mail.mailer import MAILER
 from gatepost.security.throttle import take
+from gatepost.sessions.confirmation import confirming, origin, unless_changed
 from gatepost.sessions.guard import acting, guarded
-from gatepost.sessions.queries import SettingChanged
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
-
-T = TypeVar("T")
 
 
 class Registration(BaseModel):
@@ -42,6 +39,7 @@ class Registration(BaseModel):
 
     username: str
     password: str = Field(repr=False)
+    email: str | None = None
 
 
 class Registered(TypedDict):
@@ -58,18 +56,28 @@ class Registered(TypedDict):
     event="user_created",
 )
 async def register(request: web.Request) -> web.Response:
-    """Create an account."""
-    config = request.app[CONFIG]
+    """Create an account. A code is mailed to its address, which counts once it is verified."""
+    config, mailer, throttle = request.app[CONFIG], request.app[MAILER], request.app[THROTTLE]
     if config.accounts.registration == "closed":
         raise RegistrationClosed
     asked = await read_body(request, Registration)
+    address = policy.judge_email(asked.email, config)
     username, compared = await policy.off_the_loop(policy.judge, asked.username, asked.password, config.passwords)
+    policy.refuse_address_as_name(username, config)
     client = Client.of(request)
-    async with request.app[REFUNDS].attempt(take, request.app[THROTTLE].for_registration(client.place)):
+    buckets = throttle.for_registration(client.place) + ([throttle.for_mail(address.canonical)] if address else [])
+    async with request.app[REFUNDS].attempt(take, sorted(buckets)):
         password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
         user = await request.app[DATABASE].write(
-            queries.create, username, compared, password, ip=client.ip, user_agent=client.user_agent
+            queries.create,
+            username,
+            compared,
+            password,
+            email=(address, mailer.language(request)) if address else None,
+            ip=client.ip,
+            user_agent=client.user_agent,
         )
+    mailer.wake()
     return json_response(Registered(user=user.public()), status=201)
 
 
@@ -115,6 +123,8 @@ async def change(request: web.Request, session: Session) -> web.Response:
     """Change my name or my profile (RFC 7396 merge patch)."""
     asked = await read_body(request, Change)
     name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
+    if name and name[1] != session.canonical:
+        policy.refuse_address_as_name(name[0], request.app[CONFIG])
     buckets = [request.app[THROTTLE].for_activity(session.canonical)]
     if name and name[1] != session.canonical:
         buckets += request.app[THROTTLE].for_rename(session.user_id)
@@ -127,8 +137,9 @@ async def change(request: web.Request, session: Session) -> web.Response:
             raise Unauthorized
         wanted = profile.patched(current, asked.profile) if "profile" in asked.model_fields_set else None
         if name or wanted is not None:
-            origin = _origin(Client.of(request), session)
-            await queries.update(connection, session.user_id, origin, name=name, profile=wanted)
+            await queries.update(
+                connection, session.user_id, origin(Client.of(request), session), name=name, profile=wanted
+            )
     return json_response(await _account(request, session))
 
 
@@ -165,21 +176,23 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     async def attempt() -> datetime:
         async with (
             request.app[REFUNDS].attempt(take, [throttle.for_activity(session.canonical)]),
-            _checked(request.app, client, session, asked.current) as current,
+            confirming(request.app, client, session, asked.current) as current,
         ):
             return await database.write(
                 password_queries.change_password,
                 session.user_id,
-                _origin(client, session),
+                origin(client, session),
                 current=current,
                 # This runs also for a client that has hung up since: once its password is hashed, the attempt is
                 # judged.
                 new=await request.app[CREDENTIALS].create(asked.new, client.queue_share),
                 token_hash=hash_token(token),
+                language=request.app[MAILER].notices(request),
                 place=throttle.known_place(client.place),
             )
 
-    expires_at = await _unless_changed(attempt)
+    expires_at = await unless_changed(attempt)
+    request.app[MAILER].wake()
     response = json_response(Renewed(session_id=token, expires_at=timestamp(expires_at)))
     if has_session_cookie(request):
         set_session_cookie(request, response, token)
@@ -202,42 +215,15 @@ async def delete(request: web.Request, session: Session) -> web.Response:
     client = Client.of(request)
 
     async def attempt() -> None:
-        async with _checked(request.app, client, session, asked.password) as current:
-            origin = _origin(client, session)
-            await request.app[DATABASE].write(password_queries.delete, session.user_id, origin, current=current)
+        async with confirming(request.app, client, session, asked.password) as current:
+            await request.app[DATABASE].write(
+                password_queries.delete, session.user_id, origin(client, session), current=current
+            )
 
-    await _unless_changed(attempt)
+    await unless_changed(attempt)
     response = json_response(Done(status="success"))
     drop_session_cookie(request, response)
     return response
-
-
-async def _unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Try again once if the password was rehashed between reading its setting and comparing its digest."""
-    for _ in range(2):
-        with contextlib.suppress(SettingChanged):
-            return await attempt()
-    raise Unavailable("The password was being changed: try again.")
-
-
-@contextlib.asynccontextmanager
-async def _checked(
-    app: web.Application, client: Client, session: Session, password: str
-) -> AsyncIterator[password_queries.Current]:
-    """Take an attempt from the throttles, and hash the given password for SQL to compare."""
-    credentials = app[CREDENTIALS]
-    async with app[REFUNDS].attempt(
-        password_queries.find_secret, session.user_id, app[THROTTLE].for_password(session.user_id)
-    ) as (secret, taken):
-        if secret is None:
-            raise Unauthorized
-        setting = secret.setting or credentials.dummy(secret.canonical)
-        digest = await client.while_connected(credentials.digest(setting, password, client.queue_share))
-        yield password_queries.Current(setting, digest, taken)
-
-
-def _origin(client: Client, session: Session) -> queries.Origin:
-    return queries.Origin(session.handle, client.ip, client.user_agent)
 
 
 routes = [

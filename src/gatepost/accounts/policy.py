@@ -7,8 +7,10 @@ from functools import cache, partial
 from importlib.resources import files
 from typing import ParamSpec, TypeVar
 
-from gatepost.config import PasswordsConfig
+from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import FieldError, InvalidBody, Overloaded
+from gatepost.mail.mailer import parse_field
+from gatepost.security import email
 from gatepost.security.credentials import SPREAD, InvalidPassword, prepare
 from gatepost.security.names import InvalidName, canonical, display
 
@@ -72,6 +74,24 @@ def judge_username(username: str) -> tuple[str, str]:
         return display(username), canonical(username)
     except InvalidName as error:
         raise InvalidBody([FieldError("username", "invalid_username", str(error))]) from None
+
+
+def judge_email(text: str | None, config: Config) -> email.Address | None:
+    """The address that somebody registers with. Raises InvalidBody, also for one where users have none."""
+    if text is None:
+        if config.accounts.email == "required":
+            raise InvalidBody([FieldError("email", "required", "is required")])
+        return None
+    if not config.has_addresses:
+        raise InvalidBody([FieldError("email", "unknown_field", "is not known here")])
+    return parse_field("email", text)
+
+
+def refuse_address_as_name(username: str, config: Config) -> None:
+    """Raise InvalidBody for a new name with an @ where users sign in with addresses too: it could be somebody's."""
+    if config.has_addresses and "@" in username:
+        message = "must not contain @: give an address as email"
+        raise InvalidBody([FieldError("username", "invalid_username", message)])
 
 
 def judge_password(field: str, password: str, name: str, config: PasswordsConfig) -> None:

@@ -8,12 +8,15 @@ import sqlalchemy as sa
 from gatepost.accounts.profile import too_large
 from gatepost.errors import UsernameTaken
 from gatepost.http import strict_json
+from gatepost.mail.queries import claimed
 from gatepost.postgres.database import Connection, Statement, naming
 from gatepost.postgres.tables import passwords, users
 from gatepost.security.credentials import Stored
+from gatepost.security.email import Address
+from gatepost.sessions.current_password import Origin
 from gatepost.sessions.session import User
 
-_CREATE = Statement("""
+_CREATE = """
     WITH account AS (
         INSERT INTO gatepost.users (username, canonical) VALUES (:username, :canonical)
         RETURNING id, username, roles, profile
@@ -23,9 +26,10 @@ _CREATE = Statement("""
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, ip, user_agent)
         SELECT 'user_created', id, CAST(:ip AS inet), :user_agent FROM account
-    )
+    )%s
     SELECT id, username, roles, profile FROM account
-""")
+"""
+_CREATE_ALONE, _CREATE_WITH_EMAIL = Statement(_CREATE % ""), Statement(_CREATE % f", {claimed('account')}")
 
 
 async def create(
@@ -34,15 +38,21 @@ async def create(
     canonical: str,
     password: Stored,
     *,
+    email: tuple[Address, str] | None = None,
     ip: str | None = None,
     user_agent: str | None = None,
 ) -> User:
-    """Add a user with a password, and its event. Raises UsernameTaken, from the unique constraint: no query asks
-    first.
+    """Add a user with a password, and its event. ``email``: the address that the user claims, and the language of the
+    mail to it. Raises UsernameTaken, from the unique constraint: no query asks first.
     """
+    claim = {}
+    if email is not None:
+        address, language = email
+        claim = {"address": address.written, "canonical_address": address.canonical, "language": language}
     with naming({"users_canonical_key": UsernameTaken}):
-        row = await _CREATE.first(
+        row = await (_CREATE_WITH_EMAIL if email else _CREATE_ALONE).first(
             connection,
+            **claim,
             username=username,
             canonical=canonical,
             setting=password.setting.phc,
@@ -105,14 +115,6 @@ _UPDATE = Statement("""
     )
     SELECT id FROM account
 """)
-
-
-class Origin(NamedTuple):
-    """Where a request came from, for its event."""
-
-    handle: str | None
-    ip: str | None
-    user_agent: str | None
 
 
 async def update(

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gatepost.admin.actor import BY, NOTE, Actor
+from gatepost.mail.codes import hash_link
 from gatepost.postgres.database import Connection, Statement
-from gatepost.recovery.queries import hash_code
 
 
 class Reset(NamedTuple):
@@ -39,7 +39,7 @@ async def start_reset(connection: Connection, user_id: str, reset: Reset, actor:
     Neither the password nor any session ends. None when there is no such user.
     """
     row = await _START_RESET.first(
-        connection, id=user_id, code_hash=hash_code(reset.code), lifetime=reset.lifetime, **actor.values()
+        connection, id=user_id, code_hash=hash_link(reset.code), lifetime=reset.lifetime, **actor.values()
     )
     return row[0] if row else None
 

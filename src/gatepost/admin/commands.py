@@ -13,8 +13,9 @@ import typer
 from gatepost.accounts import policy
 from gatepost.admin import access_queries, queries
 from gatepost.admin.actor import OPERATOR
-from gatepost.admin.user import Managed, canonical_prefix, in_order, new_code, readable
+from gatepost.admin.user import EmailRecord, Managed, canonical_prefix, in_order, new_code, readable
 from gatepost.config import Config
+from gatepost.mail.mailer import parse_field
 from gatepost.postgres.database import Database
 from gatepost.process.console import (
     CommandError,
@@ -28,6 +29,7 @@ from gatepost.process.console import (
     with_database,
 )
 from gatepost.security.credentials import Credentials
+from gatepost.security.email import canonical as canonical_address
 from gatepost.security.names import MAX_ROLES, ROLE, canonical
 from gatepost.sessions.session import timestamp
 
@@ -43,6 +45,9 @@ def add(
     role: Annotated[
         list[str] | None, typer.Option(help="Give this role; can be repeated. Administrators: admin.")
     ] = None,
+    email: Annotated[
+        str | None, typer.Option(help="The user's mail address; you vouch for it.", show_default=False)
+    ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from standard input.")
     ] = False,
@@ -56,12 +61,14 @@ def add(
     roles = _judged(role or [])
     if reset and password_stdin:
         raise typer.BadParameter("--reset and --password-stdin exclude each other")
+    address = parse_field("--email", email) if email is not None else None
     password = None if reset else _read_password(from_stdin=password_stdin)
     if password is None:
         username, compared = policy.judge_username(name)
     else:
         username, compared = policy.judge(name, password, settings.passwords)
-    new = queries.NewUser(username, compared, roles, {})
+    policy.refuse_address_as_name(username, settings)
+    new = queries.NewUser(username, compared, roles, {}, address)
     started = _new_reset(settings) if reset else None
 
     async def work(database: Database) -> tuple[Managed, datetime | None]:
@@ -101,12 +108,14 @@ def list_users(
     disabled: Annotated[
         bool | None, typer.Option("--disabled/--enabled", help="Only those who are, or are not.", show_default=False)
     ] = None,
+    email: Annotated[str | None, typer.Option(help="Only users with this address.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many at most; 0 for all.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
     """List users by name."""
     settings = Config.load(config)
-    which = queries.Filter(canonical_prefix(prefix), role and readable(role), disabled)
+    address = None if email is None else (canonical_address(readable(email)) or "")
+    which = queries.Filter(canonical_prefix(prefix), role and readable(role), disabled, address)
 
     async def work(database: Database) -> list[Managed]:
         found: list[Managed] = []
@@ -123,8 +132,10 @@ def list_users(
     if as_json:
         print_json({"users": [user.record() for user in shown], "more": len(found) > len(shown)})
         return
-    rows = [(u.username, u.id, " ".join(u.roles), _when(u.created_at), _when(u.disabled_at)) for u in shown]
-    print_table(["username", "id", "roles", "created", "disabled"], rows)
+    rows = [
+        (u.username, u.id, _mailbox(u), " ".join(u.roles), _when(u.created_at), _when(u.disabled_at)) for u in shown
+    ]
+    print_table(["username", "id", "email", "roles", "created", "disabled"], rows)
     if len(found) > len(shown):
         complain(f"There are more than {limit}: see --limit and --prefix.")
 
@@ -136,9 +147,19 @@ def show(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOption
     if as_json:
         print_json({"user": user.record()})
         return
-    lines = [(key, str(value)) for key, value in user.record().items() if key not in {"roles", "disabled_at"}]
+    apart = {"roles", "emails", "disabled_at"}
+    lines = [(key, str(value)) for key, value in user.record().items() if key not in apart]
+    lines += [("email", _described(email)) for email in user.emails]
     lines += [("roles", " ".join(user.roles) or "none"), ("disabled_at", _when(user.disabled_at) or "no")]
     print_table(["", ""], lines, heading=False)
+
+
+def _mailbox(user: Managed) -> str:
+    return next((email["address"] for email in user.emails if email["primary"]), "")
+
+
+def _described(email: EmailRecord) -> str:
+    return email["address"] + (" (primary)" if email["primary"] else "" if email["verified"] else " (not verified)")
 
 
 def set_roles(

@@ -12,11 +12,13 @@ from gatepost.accounts.queries import lock_profile
 from gatepost.admin import access_queries, cursor, queries
 from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
-from gatepost.errors import ForeignOrigin, LastAdmin, NotFound, UsernameTaken
+from gatepost.errors import EmailTaken, ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response
 from gatepost.http.body import path_id, read_body, read_query
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
+from gatepost.mail.mailer import parse_field
+from gatepost.security import email
 from gatepost.sessions.guard import acting, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
@@ -38,6 +40,7 @@ class Page(BaseModel):
     disabled: Literal["true", "false"] | None = None
     # Wider than what this API accepts in a change: an import may have stored more.
     role: str | None = Field(None, max_length=64)
+    email: str | None = Field(None, max_length=email.MAX_LENGTH)
 
 
 class UserPage(TypedDict):
@@ -53,7 +56,8 @@ async def list_users(request: web.Request, _session: Session) -> web.Response:
     """Users, a page at a time."""
     asked = read_query(request, Page)
     disabled = None if asked.disabled is None else asked.disabled == "true"
-    which = queries.Filter(canonical_prefix(asked.prefix), asked.role, disabled)
+    address = None if asked.email is None else (email.canonical(asked.email) or "")
+    which = queries.Filter(canonical_prefix(asked.prefix), asked.role, disabled, address)
     after = cursor.name(asked.cursor)
     # One row more than asked for tells whether there is a next page.
     found = await request.app[DATABASE].read(queries.page, which, after=after, most=asked.limit + 1)
@@ -70,6 +74,7 @@ class NewUser(BaseModel):
     username: str
     roles: Roles = []
     profile: dict[str, Any] = {}
+    email: str | None = None
 
 
 class ResetDocument(TypedDict):
@@ -86,13 +91,17 @@ class UserAdded(TypedDict):
     reset: ResetDocument
 
 
-@operation(UserAdded, status=201, body=NewUser, problems=(UsernameTaken, ForeignOrigin), event="user_created")
+@operation(
+    UserAdded, status=201, body=NewUser, problems=(UsernameTaken, EmailTaken, ForeignOrigin), event="user_created"
+)
 @guarded_for("admin")
 async def add_user(request: web.Request, session: Session) -> web.Response:
-    """Add a user."""
+    """Add a user. An address counts as verified: you vouch for it."""
     asked = await read_body(request, NewUser)
     username, canonical = policy.judge_username(asked.username)
-    new = queries.NewUser(username, canonical, asked.roles, profile.patched({}, asked.profile))
+    policy.refuse_address_as_name(username, request.app[CONFIG])
+    address = parse_field("email", asked.email) if asked.email is not None else None
+    new = queries.NewUser(username, canonical, asked.roles, profile.patched({}, asked.profile), address)
     reset = _new_reset(request)
     async with _acting(request, session) as connection:
         user, expires_at = await queries.create(connection, new, _actor(request, session), reset=reset)

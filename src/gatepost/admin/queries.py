@@ -8,14 +8,16 @@ from gatepost.accounts.profile import too_large
 from gatepost.admin.access_queries import Reset
 from gatepost.admin.actor import BY, NOTE, Actor
 from gatepost.admin.user import Managed
-from gatepost.errors import LastAdmin, Problem, UsernameTaken
+from gatepost.errors import EmailTaken, LastAdmin, Problem, UsernameTaken
 from gatepost.http import strict_json
+from gatepost.mail.codes import hash_link
 from gatepost.postgres.database import Connection, Statement, naming
-from gatepost.recovery.queries import hash_code
 from gatepost.security.credentials import Stored
+from gatepost.security.email import Address
 
 _REFUSALS: Mapping[str, Callable[[], Problem]] = {
     "users_canonical_key": UsernameTaken,
+    "emails_verified_key": EmailTaken,
     "users_last_admin": LastAdmin,
     "users_profile_size_check": too_large,
 }
@@ -23,7 +25,11 @@ _REFUSALS: Mapping[str, Callable[[], Problem]] = {
 # A scalar subquery instead of EXISTS: for EXISTS the planner may read all of `passwords` into a hash table first.
 _COLUMNS = """
     u.id::text, u.username, u.canonical, u.roles, u.profile,
-    (SELECT count(*) = 1 FROM gatepost.passwords p WHERE p.user_id = u.id), u.created_at, u.disabled_at
+    (SELECT count(*) = 1 FROM gatepost.passwords p WHERE p.user_id = u.id),
+    (SELECT coalesce(jsonb_agg(jsonb_build_object('address', e.address, 'verified', e.verified_at IS NOT NULL,
+            'primary', e.is_primary) ORDER BY e.is_primary DESC, e.created_at, e.id), '[]')
+        FROM gatepost.emails e WHERE e.user_id = u.id),
+    u.created_at, u.disabled_at
 """
 
 _READ = Statement(f"SELECT {_COLUMNS} FROM gatepost.users u WHERE u.id = :id")
@@ -43,11 +49,12 @@ async def find(connection: Connection, canonical: str) -> Managed | None:
 
 
 class Filter(NamedTuple):
-    """Which users to list; None asks for nothing. ``prefix`` is of the canonical name."""
+    """Which users to list; None asks for nothing. ``prefix`` is of the canonical name, ``email`` canonical."""
 
     prefix: str = ""
     role: str | None = None
     disabled: bool | None = None
+    email: str | None = None
 
 
 # Parameters are constants to the planner, since the driver writes them into the statement: a condition for a filter
@@ -56,6 +63,8 @@ _PAGE = Statement(f"""
     SELECT {_COLUMNS} FROM gatepost.users u
     WHERE u.canonical > :after AND u.canonical ^@ :prefix
         AND (CAST(:role AS text) IS NULL OR u.roles <> '{{}}' AND u.roles @> ARRAY[CAST(:role AS text)])
+        AND (CAST(:email AS text) IS NULL
+            OR u.id IN (SELECT e.user_id FROM gatepost.emails e WHERE e.canonical = CAST(:email AS text)))
         AND (CAST(:disabled AS boolean) IS NOT TRUE OR u.disabled_at IS NOT NULL)
         AND (CAST(:disabled AS boolean) IS NOT FALSE OR u.disabled_at IS NULL)
     ORDER BY u.canonical LIMIT :most
@@ -75,6 +84,8 @@ class NewUser(NamedTuple):
     canonical: str
     roles: Sequence[str]
     profile: dict[str, Any]
+    email: Address | None = None
+    """Verified: the operator vouches for it."""
 
 
 _CREATE = Statement(f"""
@@ -89,6 +100,10 @@ _CREATE = Statement(f"""
         INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at)
         SELECT id, CAST(:code_hash AS bytea), clock_timestamp() + make_interval(secs => :lifetime) FROM u
         WHERE CAST(:code_hash AS bytea) IS NOT NULL RETURNING user_id, expires_at
+    ), email AS (
+        INSERT INTO gatepost.emails (user_id, address, canonical, verified_at, is_primary)
+        SELECT id, :address, :canonical_address, clock_timestamp(), true FROM u
+        WHERE CAST(:address AS text) IS NOT NULL RETURNING address
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
         SELECT 'user_created', id, {BY},
@@ -96,7 +111,10 @@ _CREATE = Statement(f"""
         UNION ALL SELECT 'authn_password_reset_started', user_id, {BY}, {NOTE} FROM reset
     )
     SELECT u.id::text, u.username, u.canonical, u.roles, u.profile,
-        EXISTS (SELECT FROM password), u.created_at, u.disabled_at, (SELECT expires_at FROM reset)
+        EXISTS (SELECT FROM password),
+        (SELECT coalesce(jsonb_agg(jsonb_build_object('address', address, 'verified', true, 'primary', true)), '[]')
+            FROM email),
+        u.created_at, u.disabled_at, (SELECT expires_at FROM reset)
     FROM u
 """)
 
@@ -111,7 +129,7 @@ async def create(
 ) -> tuple[Managed, datetime | None]:
     """Add a user, with a password or a started reset or neither; the user, and until when the reset counts.
 
-    Raises UsernameTaken, InvalidBody.
+    Raises UsernameTaken, EmailTaken, InvalidBody.
     """
     with naming(_REFUSALS):
         row = await _CREATE.first(
@@ -120,11 +138,13 @@ async def create(
             canonical=new.canonical,
             roles=list(new.roles),
             profile=strict_json.encode(new.profile),
+            address=new.email.written if new.email else None,
+            canonical_address=new.email.canonical if new.email else None,
             setting=password.setting.phc if password else None,
             digest=password.digest if password else None,
             norm=password.norm if password else None,
             pepper=password.setting.pepper if password else None,
-            code_hash=hash_code(reset.code) if reset else None,
+            code_hash=hash_link(reset.code) if reset else None,
             lifetime=reset.lifetime if reset else 0,
             **actor.values(),
         )

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical
 from gatepost.sessions.session import UserDocument, timestamp
@@ -20,10 +21,19 @@ Role = Annotated[str, Field(pattern=ROLE)]
 Roles = Annotated[list[Role], Field(max_length=MAX_ROLES), AfterValidator(in_order)]
 
 
+class EmailRecord(TypedDict):
+    """A mail address as operators see it."""
+
+    address: str
+    verified: bool
+    primary: bool
+
+
 class UserRecord(UserDocument):
     """A user as operators see it. ``has_password``: whether there is one to log in with."""
 
     has_password: bool
+    emails: list[EmailRecord]
     created_at: str
     disabled_at: str | None
 
@@ -37,6 +47,7 @@ class Managed(NamedTuple):
     roles: list[str]
     profile: dict[str, Any]
     has_password: bool
+    emails: list[EmailRecord]
     created_at: datetime
     disabled_at: datetime | None
 
@@ -48,6 +59,7 @@ class Managed(NamedTuple):
             "roles": self.roles,
             "profile": self.profile,
             "has_password": self.has_password,
+            "emails": self.emails,
             "created_at": timestamp(self.created_at),
             "disabled_at": timestamp(self.disabled_at) if self.disabled_at else None,
         }

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, create_model, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gatepost.config import reading
+from gatepost.config.mail import MailConfig
 from gatepost.config.sections import (
     AccountsConfig,
     DbConfig,
@@ -49,6 +50,7 @@ class Config(BaseSettings):
     passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
     throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
+    mail: Annotated[MailConfig, BeforeValidator(_sections_only)] = MailConfig()
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 
@@ -64,6 +66,17 @@ class Config(BaseSettings):
                 "connections: lower db.pool_size"
             )
         return self
+
+    @model_validator(mode="after")
+    def _required_addresses_can_be_verified(self) -> Self:
+        if self.accounts.email == "required" and not self.mail.sends:
+            raise ValueError("accounts.email is required, so mail.host or mail.directory must be given")
+        return self
+
+    @property
+    def has_addresses(self) -> bool:
+        """Whether users have mail addresses: they are wanted, and mail can be sent."""
+        return self.accounts.email != "off" and self.mail.sends
 
     @classmethod
     def settings_customise_sources(

@@ -135,6 +135,11 @@ class AccountsConfig(Section):
     registration: Literal["open", "closed"] = Field(
         "closed", description="`open`: anyone may register. `closed`: only the operator adds users."
     )
+    email: Literal["off", "optional", "required"] = Field(
+        "optional",
+        description="Whether users have mail addresses; `required`: nobody registers without one. Where no mail is "
+        "sent, they have none.",
+    )
     reset_lifetime: int = Field(
         3600,
         ge=60,

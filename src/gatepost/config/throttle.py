@@ -60,6 +60,20 @@ class ThrottleConfig(Section):
         20, ge=1, le=1_000_000, description="Wrong reset codes from one place at once; none can be guessed anyway."
     )
     code_every: float = Field(60, gt=0, le=86400, description="Seconds for one more.")
+    typed_code_burst: int = Field(
+        5, ge=1, le=1_000_000, description="Wrong codes at once from mail to one address, or for one name."
+    )
+    typed_code_every: float = Field(
+        720, gt=0, le=86400, description="Seconds for one more: with the burst 10 in the hour that a code lasts."
+    )
+    mail_burst: int = Field(
+        5, ge=1, le=1_000_000, description="Mail with codes to one address at once; also asking for one name's."
+    )
+    mail_every: float = Field(5760, gt=0, le=86400, description="Seconds for one more: with the burst 20 in any day.")
+    recovery_burst: int = Field(
+        30, ge=1, le=1_000_000, description="Asking for a way back from one place at once, whatever the names."
+    )
+    recovery_every: float = Field(60, gt=0, le=86400, description="Seconds for one more.")
     lookup_burst: int = Field(
         1000,
         ge=1,

@@ -1,16 +1,20 @@
 """The whole schema on one page. Alembic compares it with the database; queries import their tables from here."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, BYTEA, INET, JSONB, TIMESTAMP, UUID
 
 __all__ = [
     "SCHEMA",
+    "codes",
     "deployment_keys",
+    "emails",
     "events",
     "known_places",
     "metadata",
+    "outbox",
     "password_resets",
     "passwords",
     "services",
@@ -258,3 +262,85 @@ session_uses = sa.Table(
     _now("at"),
     sa.Index(None, "handle"),
 )
+
+
+def _id() -> sa.Column[Any]:
+    return sa.Column(
+        "id", UUID(as_uuid=True), primary_key=True, nullable=False, server_default=sa.text("gen_random_uuid()")
+    )
+
+
+def _user(*, nullable: bool = False) -> sa.Column[Any]:
+    return sa.Column("user_id", UUID(as_uuid=True), sa.ForeignKey(users.c.id, ondelete="CASCADE"), nullable=nullable)
+
+
+# Users' mail addresses. Many users may claim an unverified one; it is forgotten after a day.
+emails = sa.Table(
+    "emails",
+    metadata,
+    _id(),
+    _user(),
+    # As the user writes it, and as it is compared (security/email.py).
+    sa.Column("address", sa.Text, nullable=False),
+    sa.Column("canonical", sa.Text(collation="C"), nullable=False),
+    # Where mail goes. A user's first verified address becomes it.
+    sa.Column("is_primary", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("verified_at", TIMESTAMP(timezone=True)),
+    _now("created_at"),
+    sa.UniqueConstraint("user_id", "canonical"),
+    sa.CheckConstraint("octet_length(address) BETWEEN 3 AND 512", name="address_length"),
+    sa.CheckConstraint("octet_length(canonical) BETWEEN 3 AND 512", name="canonical_length"),
+    sa.CheckConstraint("NOT is_primary OR verified_at IS NOT NULL", name="primary_verified"),
+)
+# One verified address belongs to one user.
+sa.Index("emails_verified_key", emails.c.canonical, unique=True, postgresql_where=sa.text("verified_at IS NOT NULL"))
+sa.Index("emails_primary_key", emails.c.user_id, unique=True, postgresql_where=sa.text("is_primary"))
+sa.Index(None, emails.c.canonical)
+sa.Index("emails_unverified_idx", emails.c.created_at, postgresql_where=sa.text("verified_at IS NULL"))
+
+# Codes that have been mailed. Each can be typed, or is in the mail's link.
+codes = sa.Table(
+    "codes",
+    metadata,
+    _id(),
+    sa.Column("purpose", sa.Text, nullable=False),
+    _user(),
+    sa.Column("email_id", UUID(as_uuid=True), sa.ForeignKey(emails.c.id, ondelete="CASCADE"), index=True),
+    # The address that an undo brings back; it may be deleted by then.
+    sa.Column("address", sa.Text),
+    # A code counts only while its epoch is the user's. Not so an undo: a thief may have changed the password.
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    # SHA-256 of the 128 random bits in the link, and Argon2id of the 40 bits to type (mail/codes.py).
+    sa.Column("link_hash", BYTEA, nullable=False, unique=True),
+    sa.Column("typed_hash", BYTEA, unique=True),
+    _now("created_at"),
+    sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False, index=True),
+    sa.CheckConstraint("purpose IN ('verify_email', 'recovery', 'undo_email')", name="purpose_known"),
+    sa.CheckConstraint("octet_length(link_hash) = 32", name="link_hash_length"),
+    sa.CheckConstraint("octet_length(typed_hash) = 32", name="typed_hash_length"),
+)
+sa.Index(None, codes.c.user_id)
+
+# Mail to be sent. It holds no code: those are made when a mail is sent, so that who reads this can redeem nothing.
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    # Also in the mail's Message-ID: whoever receives it twice can tell.
+    _id(),
+    sa.Column("kind", sa.Text, nullable=False),
+    # Both empty where it is not known yet who it is for: a recovery is looked up by the sender, not by the request.
+    _user(nullable=True),
+    sa.Column("email_id", UUID(as_uuid=True), sa.ForeignKey(emails.c.id, ondelete="CASCADE"), index=True),
+    sa.Column("address", sa.Text),
+    sa.Column("language", sa.Text, nullable=False),
+    sa.Column("detail", JSONB, nullable=False, server_default=sa.text("'{}'::jsonb")),
+    _now("created_at"),
+    # When it is to be tried next. Whoever takes it puts this off, so that no other process sends it meanwhile.
+    _now("due_at"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    # Why the last try failed.
+    sa.Column("error", sa.Text),
+    sa.CheckConstraint("octet_length(detail::text) <= 4096", name="detail_size"),
+    sa.Index(None, "due_at"),
+)
+sa.Index(None, outbox.c.user_id)

@@ -1,27 +1,22 @@
-"""Password resets in SQL: one function, one statement, one round trip."""
+"""Codes for a new password in SQL: one function, one statement, one round trip."""
 
-import hashlib
 from collections.abc import Sequence
 
 from gatepost.errors import InvalidCode
+from gatepost.mail.outbox.queries import told
 from gatepost.postgres.database import Connection, Statement
 from gatepost.security.credentials import Stored
 from gatepost.security.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
-
-
-def hash_code(code: str) -> bytes:
-    """SHA-256 of a reset code: all that is stored of it. 128 random bits need no slow hash.
-
-    Case and spaces are ignored: the code may have been read out over a telephone.
-    """
-    return hashlib.sha256("".join(code.lower().split()).encode()).digest()
-
 
 _FIND_RESET = Statement(f"""
     SELECT t.*, c.canonical
     FROM {TAKE} t LEFT JOIN (
         SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
         WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+        UNION ALL
+        SELECT u.canonical FROM gatepost.codes m JOIN gatepost.users u ON u.id = m.user_id AND u.epoch = m.epoch
+        WHERE (m.link_hash = :code_hash OR m.typed_hash = :code_hash) AND m.purpose = 'recovery'
+            AND m.expires_at > clock_timestamp() AND u.disabled_at IS NULL
     ) c ON true
 """)
 
@@ -40,14 +35,24 @@ async def find_reset(connection: Connection, code_hash: bytes, buckets: Sequence
 # Deleting the code redeems it: of two requests at once, the second finds nothing to delete.
 _REDEEM = Statement(
     """
-    SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash)
+    SELECT FROM gatepost.users WHERE id = (
+        SELECT user_id FROM gatepost.password_resets WHERE code_hash = :code_hash
+        UNION ALL
+        SELECT user_id FROM gatepost.codes WHERE link_hash = :code_hash OR typed_hash = :code_hash)
     FOR NO KEY UPDATE;
 
-    WITH redeemed AS (
+    WITH reset AS (
         DELETE FROM gatepost.password_resets r USING gatepost.users u
         WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp()
             AND u.id = r.user_id AND u.disabled_at IS NULL
         RETURNING r.user_id
+    ), mailed AS (
+        DELETE FROM gatepost.codes m USING gatepost.users u
+        WHERE (m.link_hash = :code_hash OR m.typed_hash = :code_hash) AND m.purpose = 'recovery'
+            AND m.expires_at > clock_timestamp() AND u.id = m.user_id AND u.epoch = m.epoch AND u.disabled_at IS NULL
+        RETURNING m.user_id
+    ), redeemed AS (
+        SELECT user_id, 'reset' AS reason FROM reset UNION ALL SELECT user_id, 'recovery' FROM mailed
     ), kept AS (
         INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
         SELECT user_id, :setting, :digest, :norm, :pepper FROM redeemed
@@ -65,11 +70,13 @@ _REDEEM = Statement(
         SELECT user_id, CAST(:place AS bytea) FROM redeemed WHERE CAST(:place AS bytea) IS NOT NULL
         ON CONFLICT (user_id, place) DO UPDATE SET seen_at = clock_timestamp()
     ), """
+    + told("password_recovered", "redeemed")
+    + ", "
     + given_back("redeemed")
     + """, recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT 'authn_password_change', user_id, CAST(NULL AS uuid), CAST(:ip AS inet), :user_agent,
-            CAST('{"reason": "reset"}' AS jsonb) FROM redeemed
+            jsonb_build_object('reason', reason) FROM redeemed
         UNION ALL
         SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
             '{"reason": "password_change"}' FROM ended
@@ -86,10 +93,12 @@ async def redeem(
     *,
     ip: str | None,
     user_agent: str | None,
+    language: str | None = None,
     place: bytes | None = None,
     taken: Taken = Taken(),  # noqa: B008 (immutable)
 ) -> None:
-    """Use up a code: keep the new password and end every session. Raises InvalidCode.
+    """Use up a code: keep the new password, end every session, and tell the owner by mail in ``language`` (None where
+    no mail is sent). Raises InvalidCode.
 
     ``place`` is from now on the only one from which the user is known to sign in; ``taken`` is given back.
     """
@@ -102,6 +111,7 @@ async def redeem(
         pepper=new.setting.pepper,
         ip=ip,
         user_agent=user_agent,
+        language=language,
         place=place,
         **taken.parameters(),
     )

@@ -60,6 +60,9 @@ class Throttle:
         self.registration = Limit("registration", config.registration_burst, config.registration_every)
         self.rename = Limit("rename", config.rename_burst, config.rename_every)
         self.code = Limit("code", config.code_burst, config.code_every)
+        self.typed_code = Limit("typed_code", config.typed_code_burst, config.typed_code_every)
+        self.mail = Limit("mail", config.mail_burst, config.mail_every)
+        self.recovery = Limit("recovery", config.recovery_burst, config.recovery_every)
         self.lookup = Limit("lookup", config.lookup_burst, config.lookup_every)
         self.activity = Limit("activity", config.activity_burst, config.activity_every)
         self.password = self.account._replace(name="password")
@@ -117,6 +120,19 @@ class Throttle:
     def for_code(self, place: str | None) -> list[Bucket]:
         """That of codes that are redeemed."""
         return [self._bucket(b"c", self.code, place)] if place else []
+
+    def for_typed_code(self, subject: str, place: str | None) -> list[Bucket]:
+        """Those of a code that somebody types. ``subject``: what it was mailed for."""
+        return [*self.for_code(place), self._bucket(b"g", self.typed_code, subject)]
+
+    def for_mail(self, address: str) -> Bucket:
+        """That of mail with a code to this address, in canonical form."""
+        return self._bucket(b"e", self.mail, address)
+
+    def for_recovery(self, subject: str, place: str | None) -> list[Bucket]:
+        """Those of asking for a way back. ``subject``: as `Identifier` has it."""
+        of_place = [self._bucket(b"y", self.recovery, place)] if place else []
+        return [self._bucket(b"i", self.mail, f" {subject}"), *of_place]
 
     def for_lookup(self, place: str) -> Bucket:
         """That of tokens that are none."""

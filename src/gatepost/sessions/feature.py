@@ -44,6 +44,6 @@ FEATURE = Feature(
         "`disabled`",
         "authn_login_fail_max": "beside it, when the attempt was the last of a throttle: `limit`, `max`",
         "session_revoked": "`reason`: `user`, `admin`, `session_limit`, `password_change`, `roles_changed`, "
-        "`user_disabled` or `user_deleted`; one for each session",
+        "`user_disabled`, `user_deleted` or `email_changes_undone`; one for each session",
     },
 )

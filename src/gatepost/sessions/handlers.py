@@ -30,7 +30,7 @@ from gatepost.http.tokens import (
     set_session_cookie,
 )
 from gatepost.security.credentials import InvalidPassword
-from gatepost.security.names import MAX_LENGTH, InvalidName, canonical
+from gatepost.security.identifier import Identifier
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
 from gatepost.sessions.session import Done, Session, UserDocument, WhoAmIAnswer, hash_token, timestamp
@@ -65,16 +65,12 @@ async def log_in(request: web.Request) -> web.Response:
     """Open a session."""
     login = await read_body(request, Login, any_content_type=True)
     client = Client.of(request)
-    try:
-        name = canonical(login.username)
-    except InvalidName:
-        # A name that matches no user, since names contain no space. Not NULL, for which Postgres would do less work.
-        name = f" {login.username[:MAX_LENGTH]}"
+    identifier = Identifier.of(login.username, addresses=request.app[CONFIG].has_addresses)
     if login.cookie and is_from_a_page(request):
         demand_own_origin(request)  # otherwise a foreign page could sign its visitor in as somebody else
     for _ in range(2):
         try:
-            token, opened = await _attempt(request.app, client, name, login.password)
+            token, opened = await _attempt(request.app, client, identifier, login.password)
         except queries.SettingChanged:
             continue
         if opened is None:
@@ -88,25 +84,26 @@ async def log_in(request: web.Request) -> web.Response:
 
 
 async def _attempt(
-    app: web.Application, client: Client, name: str, password: str
+    app: web.Application, client: Client, identifier: Identifier, password: str
 ) -> tuple[str, queries.Opened | None]:
     """The two statements with the hash between them, no connection held meanwhile."""
     database, credentials, throttle, limits = app[DATABASE], app[CREDENTIALS], app[THROTTLE], app[CONFIG].sessions
     credentials.demand_room(client.queue_share)  # a flood of logins does not reach the database
-    entry = queries.Entry(name, throttle.known_place(client.place), throttle.for_login(name, client.place))
+    subject = identifier.subject
+    entry = queries.Entry(identifier, throttle.known_place(client.place), throttle.for_login(subject, client.place))
     # Computed for every name: its 50 us would tell an unknown name from a known one.
-    dummy = credentials.dummy(name)
+    dummy = credentials.dummy(subject)
     # `attempt` runs it as a read, which may run twice: that does no harm.
     async with app[REFUNDS].attempt(queries.find_setting, entry) as (stored, taken):
         setting = stored or dummy
         digest, failure_due = await client.while_connected(credentials.check(setting, password, client.queue_share))
         token = str(uuid.uuid4())
         attempt = queries.Attempt(
-            name,
+            identifier,
             setting,
             digest,
             hash_token(token),
-            throttle.for_activity(name),
+            throttle.for_activity(subject),
             client.ip,
             client.user_agent,
             entry.place,

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from gatepost.postgres.database import Connection, Statement, array
 from gatepost.postgres.tables import passwords
 from gatepost.security.credentials import Setting, Stored
+from gatepost.security.identifier import Identifier
 from gatepost.security.throttle import Bucket, Taken, judge, parameters
 from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 
@@ -27,27 +28,28 @@ async def live_sessions(connection: Connection, hashes: Sequence[bytes], idle_ti
 class Entry(NamedTuple):
     """A login that begins: whose, from where, and what it takes from."""
 
-    canonical: str
+    identifier: Identifier
     place: bytes | None
     buckets: Sequence[Bucket]
 
 
-# The statements of a login are functions in the database (migration 0007), whose plans Postgres keeps.
+# The statements of a login are functions in the database (migration 0011), whose plans Postgres keeps.
 _FIND_SETTING = Statement("""
-    SELECT * FROM gatepost.find_setting_2(:canonical, :place,
+    SELECT * FROM gatepost.find_setting_3(:name, :address, :place,
         CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))
 """)
 
 
 async def find_setting(connection: Connection, entry: Entry) -> tuple[Setting | None, Taken]:
-    """Take from the throttles, and how the password of this name was hashed: one round trip.
+    """Take from the throttles, and how this user's password was hashed: one round trip.
 
-    No setting for nobody's name and for a user without a password. May run twice, as `throttle.take` says.
+    No setting for a user that is not found and for a user without a password. May run twice, as `throttle.take` says.
     Raises TooManyAttempts.
     """
     row = await _FIND_SETTING.first(
         connection,
-        canonical=entry.canonical,
+        name=entry.identifier.name,
+        address=entry.identifier.address,
         place=entry.place,
         **parameters(entry.buckets),
     )
@@ -63,7 +65,7 @@ class Attempt(NamedTuple):
     ``abandoned``, its caller has gone: it is judged, and no session opened.
     """
 
-    canonical: str
+    identifier: Identifier
     setting: Setting
     digest: bytes
     token_hash: bytes
@@ -88,7 +90,7 @@ class SettingChanged(Exception):
 
 # Decides the login, and records what comes of it in the same transaction.
 _OPEN_SESSION = Statement("""
-    SELECT * FROM gatepost.open_session_2(:canonical, :setting, :pepper, :digest,
+    SELECT * FROM gatepost.open_session_3(:name, :address, :setting, :pepper, :digest,
         :token_hash, :lifetime, :max_per_user, CAST(:ip AS inet), :user_agent, :place,
         CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]), CAST(:limits AS text[]), CAST(:bursts AS integer[]),
         :activity, :activity_burst, :activity_every, :abandoned)
@@ -104,7 +106,8 @@ async def open_session(
     """
     row = await _OPEN_SESSION.first(
         connection,
-        canonical=attempt.canonical,
+        name=attempt.identifier.name,
+        address=attempt.identifier.address,
         setting=attempt.setting.phc,
         pepper=attempt.setting.pepper,
         digest=attempt.digest,

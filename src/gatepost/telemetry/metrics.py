@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -142,12 +143,20 @@ class Metrics:
         }
         return self._library.Gauge(name, text, labels, registry=self._registry, multiprocess_mode=modes[across])
 
-    def follow(self, name: str, text: str, read: Callable[[], float], **labels: str) -> None:
+    def follow(
+        self,
+        name: str,
+        text: str,
+        read: Callable[[], float],
+        *,
+        across: Literal["sum", "max", "mostrecent"] = "sum",
+        **labels: str,
+    ) -> None:
         """Show a number that somebody else keeps: a counter when the name ends in ``_total``, else a gauge.
 
-        Of one name there may be several, told apart by ``labels``.
+        Of one name there may be several, told apart by ``labels``. ``across``: as `gauge` has it.
         """
-        make = self._counter if name.endswith("_total") else self.gauge
+        make = self._counter if name.endswith("_total") else partial(self.gauge, across=across)
         metric = self._by_name.get(name) or make(name, text, list(labels))
         self._by_name[name] = metric
         child = metric.labels(**labels) if labels else metric

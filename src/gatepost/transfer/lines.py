@@ -14,8 +14,23 @@ MAX_LINE = 64 * 1024
 # after what is no row the next line is read anew.
 MAX_ROW_LINES = 100
 COLUMNS = frozenset(
-    {"id", "username", "hash", "salt", "norm", "pepper", "roles", "profile", "created", "disabled"},
+    {
+        "id",
+        "username",
+        "email",
+        "email_verified",
+        "emails",
+        "hash",
+        "salt",
+        "norm",
+        "pepper",
+        "roles",
+        "profile",
+        "created",
+        "disabled",
+    },
 )
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 class Refusal(NamedTuple):
@@ -111,11 +126,13 @@ class Source:
         if "\0" in "".join(row):
             return Refusal(line, "a field contains U+0000")
         fields["roles"] = fields.get("roles", "").split()
-        if "profile" in fields:
+        if "email_verified" in fields:
+            fields["email_verified"] = _BOOLEANS.get(fields["email_verified"].lower(), fields["email_verified"])
+        for name in {"profile", "emails"} & fields.keys():
             try:
-                fields["profile"] = strict_json.decode(fields["profile"].encode())
+                fields[name] = strict_json.decode(fields[name].encode())
             except Problem as error:
-                return Refusal(line, "profile: " + str(error).replace("The body", "it"))
+                return Refusal(line, f"{name}: " + str(error).replace("The body", "it"))
         return Record(line, fields)
 
 

@@ -15,13 +15,36 @@ from gatepost.transfer.users import ImportedUser
 _STAGE = """
     CREATE TEMPORARY TABLE incoming (
         line bigint, id uuid, username text, canonical text COLLATE "C", roles text[], profile jsonb,
-        created timestamptz, disabled timestamptz, setting text, digest bytea, norm text, pepper text
+        created timestamptz, disabled timestamptz, emails jsonb, setting text, digest bytea, norm text, pepper text
     ) ON COMMIT DELETE ROWS;
     CREATE TEMPORARY TABLE seen (canonical text COLLATE "C" PRIMARY KEY, id uuid UNIQUE, line bigint);
+    CREATE TEMPORARY TABLE claimed (canonical text COLLATE "C" PRIMARY KEY, username text);
 """
 _COPY = "COPY pg_temp.incoming FROM STDIN (ENCODING 'UTF8')"
-# A user, the password and the event are one statement. What was there before is left alone; its lines are returned.
-# No two lines may have one id: they would be one user, with the password of either.
+# Lines that claim a verified address of another user, or of an earlier line. `claimed` has those of earlier batches,
+# which a dry run does not store.
+_OF_ANOTHER = """
+    WITH wanted AS (
+        SELECT i.line, i.canonical AS username, e.canonical
+        FROM pg_temp.incoming i, jsonb_to_recordset(i.emails) AS e (canonical text, verified boolean) WHERE e.verified
+    )
+    DELETE FROM pg_temp.incoming WHERE line IN (
+        SELECT w.line FROM wanted w JOIN gatepost.emails e ON e.canonical = w.canonical AND e.verified_at IS NOT NULL
+            JOIN gatepost.users u ON u.id = e.user_id WHERE u.canonical <> w.username
+        UNION ALL
+        SELECT w.line FROM wanted w JOIN wanted o ON o.canonical = w.canonical AND o.line < w.line
+        UNION ALL
+        SELECT w.line FROM wanted w JOIN pg_temp.claimed c USING (canonical)
+    ) RETURNING line
+"""
+_CLAIM = """
+    INSERT INTO pg_temp.claimed
+    SELECT e.canonical, i.canonical
+    FROM pg_temp.incoming i, jsonb_to_recordset(i.emails) AS e (canonical text, verified boolean) WHERE e.verified
+    ON CONFLICT DO NOTHING
+"""
+# A user, the password, the addresses and the event are one statement. What was there before is left alone; its lines
+# are returned. No two lines may have one id: they would be one user, with the password of either.
 _ADD = """
     WITH account AS (
         INSERT INTO gatepost.users (id, username, canonical, roles, profile, created_at, disabled_at)
@@ -31,6 +54,14 @@ _ADD = """
         INSERT INTO gatepost.passwords (user_id, setting, digest, norm, pepper)
         SELECT id, setting, digest, norm, pepper FROM pg_temp.incoming JOIN account USING (id)
         WHERE setting IS NOT NULL
+    ), email AS (
+        INSERT INTO gatepost.emails (user_id, address, canonical, verified_at, is_primary)
+        SELECT i.id, e.address, e.canonical, CASE WHEN e.verified THEN clock_timestamp() END,
+            e.verified AND e.number = min(e.number) FILTER (WHERE e.verified) OVER (PARTITION BY i.id)
+        FROM pg_temp.incoming i JOIN account USING (id), ROWS FROM (
+            jsonb_to_recordset(i.emails) AS (address text, canonical text, verified boolean)
+        ) WITH ORDINALITY AS e (address, canonical, verified, number)
+        WHERE i.emails IS NOT NULL
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, detail)
         SELECT 'user_imported', id, jsonb_build_object('import', CAST(%(run)s AS text)) FROM account
@@ -56,6 +87,9 @@ _TRY = """
 """
 _EXPORT = """
     SELECT u.id::text, u.username, u.roles, u.profile, u.created_at, u.disabled_at,
+        (SELECT jsonb_agg(jsonb_build_object('address', e.address, 'verified', e.verified_at IS NOT NULL,
+                'primary', e.is_primary) ORDER BY e.is_primary DESC, e.created_at, e.id)
+            FROM gatepost.emails e WHERE e.user_id = u.id),
         p.setting, p.digest, p.norm, p.pepper
     FROM gatepost.users u LEFT JOIN gatepost.passwords p ON p.user_id = u.id ORDER BY u.canonical
 """
@@ -84,7 +118,7 @@ def finish(connection: Any) -> None:
     """Drop the staging tables in a commit that waits until it and all before it are on disk. Raises Gone."""
     with connection, connection.cursor() as cursor:
         cursor.execute("SET LOCAL synchronous_commit = on")
-        cursor.execute("DROP TABLE pg_temp.incoming, pg_temp.seen")
+        cursor.execute("DROP TABLE pg_temp.incoming, pg_temp.seen, pg_temp.claimed")
 
 
 class Row(NamedTuple):
@@ -92,19 +126,22 @@ class Row(NamedTuple):
 
     line: int
     text: bytes
+    has_email: bool
 
 
 def row(user: ImportedUser) -> Row:
     """A user as `add` takes it."""
-    line, id_, username, canonical, roles, profile, created, disabled, setting, digest, norm, pepper = user
+    line, id_, username, canonical, roles, profile, created, disabled, emails, setting, digest, norm, pepper = user
     return Row(
         line,
         (
             f"{line}\t{id_}\t{_escaped(username)}\t{_escaped(canonical)}\t{roles}\t"
             f"{_escaped(profile)}\t{created or _NULL}\t{disabled or _NULL}\t"
+            f"{_NULL if emails is None else _escaped(emails)}\t"
             f"{setting or _NULL}\t{_NULL if digest is None else _BYTES + digest.hex()}\t{norm or _NULL}\t"
             f"{pepper or _NULL}\n"
         ).encode(),
+        emails is not None,
     )
 
 
@@ -123,6 +160,12 @@ def add(connection: Any, users: Sequence[Row], run: str, *, dry: bool) -> tuple[
         text = b"".join([user.text for user in users])
         # One write for the whole batch: before each further one this thread would wait for the GIL (5 ms).
         cursor.copy_expert(_COPY, io.BytesIO(text), size=len(text))
+        refused = []
+        if any(user.has_email for user in users):
+            cursor.execute(_OF_ANOTHER)
+            refused = [Refusal(line, "email: is another user's verified address") for (line,) in cursor.fetchall()]
+            if dry:
+                cursor.execute(_CLAIM)
         if dry:
             cursor.execute(_TRY)
             reasons = cursor.fetchall()
@@ -130,10 +173,10 @@ def add(connection: Any, users: Sequence[Row], run: str, *, dry: bool) -> tuple[
             cursor.execute(_ADD, {"run": run})
             lines = [line for (line,) in cursor.fetchall()]
             if not lines:
-                return 0, []
+                return 0, refused
             cursor.execute(_WHY_NOT, {"run": run, "lines": lines})
             reasons = cursor.fetchall()
-    existing, refused = 0, []
+    existing = 0
     for line, id_taken, same_name, earlier_line in reasons:
         if earlier_line:
             refused.append(Refusal(line, "username: an earlier line has this name, or one that is compared like it"))
@@ -159,7 +202,7 @@ def users(connection: Any) -> Iterator[str]:
 
 
 def _line(
-    id_: str, username: str, roles: list[str], profile: Any, created: Any, disabled: Any, *password: Any
+    id_: str, username: str, roles: list[str], profile: Any, created: Any, disabled: Any, emails: Any, *password: Any
 ) -> str:
     setting, digest, norm, pepper = password
     user: dict[str, Any] = {"id": id_, "username": username}
@@ -167,6 +210,7 @@ def _line(
         with contextlib.suppress(InvalidSetting):  # with such a one nobody signs in either
             user["hash"] = foreign.write(Stored(Setting(setting, pepper, norm), bytes(digest)))
             user["norm"] = norm
+    user |= {"emails": emails} if emails else {}
     user |= {"roles": roles, "profile": profile, "created": created.isoformat()}
     user |= {"pepper": pepper} if pepper is not None else {}
     user |= {"disabled": disabled.isoformat()} if disabled is not None else {}

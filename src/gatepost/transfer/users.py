@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from gatepost.accounts.profile import MAX_BYTES, size
 from gatepost.http import strict_json
+from gatepost.mail.queries import MOST
+from gatepost.security import email
 from gatepost.security.credentials import NORM, RAW, foreign
 from gatepost.security.credentials.foreign import Firebase, InvalidHash
 from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical, display
@@ -32,6 +34,7 @@ class ImportedUser(NamedTuple):
     profile: str
     created: str | None
     disabled: str | None
+    emails: str | None
     setting: str | None
     digest: bytes | None
     norm: str | None
@@ -63,6 +66,7 @@ class Judge:
                 _profile(fields.get("profile")),
                 _time(fields, "created"),
                 _time(fields, "disabled"),
+                _emails(fields),
                 *self._password(fields),
             )
         except InvalidName as error:
@@ -147,6 +151,42 @@ def _profile(value: Any) -> str:
     if size(text) > MAX_BYTES:
         raise _Wrong(f"profile: must have at most {MAX_BYTES} bytes as JSON")
     return text
+
+
+def _emails(fields: Mapping[str, Any]) -> str | None:
+    """``email`` with ``email_verified``, or ``emails`` as an export writes them: as JSON, the primary one first."""
+    given = fields.get("emails")
+    if given is None:
+        address, verified = _text(fields, "email"), fields.get("email_verified", False)
+        if address is None:
+            return None
+        if not isinstance(verified, bool):
+            raise _Wrong("email_verified: must be true or false")
+        return strict_json.encode([_email("email", address, verified=verified)])
+    if _text(fields, "email") is not None:
+        raise _Wrong("emails: is given beside email")
+    if not isinstance(given, list) or len(given) > MOST:
+        raise _Wrong(f"emails: must be a list of at most {MOST}")
+    found: dict[str, tuple[bool, int, dict[str, Any]]] = {}
+    for one in given:
+        if not isinstance(one, dict) or one.keys() - {"address", "verified", "primary"}:
+            raise _Wrong("emails: each must be an object with address, verified and primary")
+        address, verified, primary = one.get("address"), one.get("verified", False), one.get("primary", False)
+        if not isinstance(address, str) or not isinstance(verified, bool) or not isinstance(primary, bool):
+            raise _Wrong("emails: address must be a string, verified and primary true or false")
+        email = _email("emails", address, verified=verified)
+        if email["canonical"] in found:
+            raise _Wrong("emails: one address occurs twice")
+        found[email["canonical"]] = (not primary, len(found), email)
+    return strict_json.encode([email for *_, email in sorted(found.values(), key=lambda e: e[:2])]) if found else None
+
+
+def _email(field: str, text: str, *, verified: bool) -> dict[str, Any]:
+    try:
+        address = email.parse(text)
+    except email.InvalidAddress as error:
+        raise _Wrong(f"{field}: {error}") from None
+    return {"address": address.written, "canonical": address.canonical, "verified": verified}
 
 
 def _time(fields: Mapping[str, Any], name: str) -> str | None:

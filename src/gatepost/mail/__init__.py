@@ -1,0 +1,1 @@
+"""Users' mail addresses, the codes that are mailed to them, and the outbox."""

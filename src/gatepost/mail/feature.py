@@ -1,0 +1,61 @@
+"""Mail addresses of users, and mail to them."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from functools import partial
+
+from gatepost.http.app import THROTTLE
+from gatepost.http.feature import Feature, Parts
+from gatepost.mail import commands, handlers, queries
+from gatepost.mail.mailer import MAILER, Mailer
+from gatepost.mail.outbox.sender import Sender
+from gatepost.postgres.batches import in_batches
+from gatepost.process.periodic import every
+from gatepost.sessions import upkeep
+
+
+@contextlib.asynccontextmanager
+async def _open(parts: Parts) -> AsyncIterator[None]:
+    if not parts.config.has_addresses:
+        parts.share(MAILER, Mailer(parts.config, None))
+        yield
+        return
+    database, metrics = parts.database, parts.metrics
+    sender = Sender(parts.config, database, parts[THROTTLE])
+    parts.share(MAILER, Mailer(parts.config, sender))
+    for outcome in ("sent", "refused", "given_up", "held_back"):
+        name, text = "gatepost_mails_total", "Mail, by what became of it."
+        metrics.follow(name, text, partial(getattr, sender, outcome), outcome=outcome)
+    waiting, text = "gatepost_mails_waiting", "Mail in the outbox, also of other nodes."
+    metrics.follow(waiting, text, lambda: sender.waiting, across="mostrecent")
+    oldest, text = "gatepost_mails_oldest_age_seconds", "Age of the oldest mail in the outbox, also of other nodes."
+    metrics.follow(oldest, text, lambda: sender.oldest, across="mostrecent")
+
+    async def sweep_unverified() -> int:
+        return await in_batches(lambda most: database.write(queries.sweep_unverified, most))
+
+    async def sweep_codes() -> int:
+        return await in_batches(lambda most: database.write(queries.sweep_codes, most))
+
+    async with (
+        sender.running(),
+        every(upkeep.INTERVAL, sender.look),
+        parts.sweeping("emails", sweep_unverified),
+        parts.sweeping("codes", sweep_codes),
+    ):
+        yield
+
+
+FEATURE = Feature(
+    routes=handlers.routes,
+    open=_open,
+    commands=commands.register,
+    events={
+        "email_added": "",
+        "email_verified": "",
+        "email_primary_changed": "",
+        "email_removed": "",
+        "email_changes_undone": "the password is gone, and a code for a new one is mailed",
+        "mail_given_up": "after a day: `mail` (its kind), `tries`, `error`",
+    },
+)
