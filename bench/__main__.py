@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from bench import measures, overload, population, report, rows, seed, verifier, workers, wrk
+from bench import mail, measures, overload, population, report, rows, seed, verifier, workers, wrk
 from bench.report import Figure
 from bench.service import Service, ServiceError
 
@@ -57,6 +57,9 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
         _say("two workers …")
         several, and_more = workers.checks(home, planted, folder, rounds=rounds, seconds=seconds)
         count = 20_000 if quick else 1_000_000
+        with mail.sink() as port, Service(home, mail.variables(port)) as service:
+            _say("mail …")
+            sent = mail.mail(service, planted, folder, count=500 if quick else mail.MAILS)
         with Service(home) as service:
             _say("row-level security …")
             policies = rows.policies(service, planted, rounds=rounds, count=count)
@@ -69,6 +72,7 @@ def _measure(seconds: int, rounds: int, *, quick: bool) -> tuple[dict[str, list[
         f"Under a flood of logins ({overload.STEADY_RATE} checks/s beside it)": flood,
         f"Two workers ({workers.CONNECTIONS} connections, {seed.SESSIONS:,} tokens)": several,
         **behind,
+        f"Mail, through an SMTP server beside it ({mail.STEADY_RATE} checks/s meanwhile)": sent,
         f"Row-level security ({count:,} rows)": policies,
         "Memory": memory,
         "Import": imported,

@@ -9,7 +9,8 @@ import typer
 
 from gatepost.config import Config
 from gatepost.mail.outbox import queries
-from gatepost.mail.outbox.message import LANGUAGES, SAMPLES, Content, Envelope, Templates, compose
+from gatepost.mail.outbox.message import Composer, Envelope
+from gatepost.mail.outbox.templating import LANGUAGES, SAMPLES, Content, Templates
 from gatepost.mail.outbox.transports import Away, Refused, transport
 from gatepost.process.console import (
     CommandError,
@@ -42,7 +43,7 @@ def send_test(address: str, config: ConfigOption = None, *, language: LanguageOp
 
     async def send() -> None:
         async with way.open() as connection:
-            await connection.send(compose(content, settings, envelope), to, envelope.mail_id)
+            await connection.send(Composer(settings).compose(content, envelope), to, envelope.mail_id)
 
     try:
         asyncio.run(send())

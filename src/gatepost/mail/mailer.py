@@ -7,8 +7,8 @@ from aiohttp import hdrs, web
 
 from gatepost.config import Config
 from gatepost.errors import FieldError, InvalidBody, NotFound
-from gatepost.mail.outbox.message import LANGUAGES
 from gatepost.mail.outbox.sender import Sender
+from gatepost.mail.outbox.templating import LANGUAGES
 from gatepost.security import email
 
 

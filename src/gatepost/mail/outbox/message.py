@@ -1,119 +1,29 @@
-"""Mail as it is sent: a template in a language, as text and as HTML."""
+"""Mail as it goes over the wire (RFC 5322, MIME)."""
 
-import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.headerregistry import Address
-from email.message import EmailMessage
-from email.policy import SMTP
-from email.utils import format_datetime, parseaddr
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from email.charset import QP, Charset
+from email.header import Header
+from email.mime.multipart import MIMEMultipart
+from email.mime.text import MIMEText
+from email.policy import Compat32
+from email.utils import format_datetime, formataddr, parseaddr
+from typing import NamedTuple
 
-from jinja2 import (
-    ChoiceLoader,
-    Environment,
-    FileSystemLoader,
-    PackageLoader,
-    StrictUndefined,
-    TemplateError,
-    TemplateNotFound,
-    TemplatesNotFound,
-    select_autoescape,
-)
+from gatepost.config import MailConfig
+from gatepost.mail.outbox.templating import Content
 
-from gatepost.config import ConfigError, MailConfig
-from gatepost.config.mail import Language
-
-SAMPLES: dict[str, dict[str, Any]] = {
-    "verify_email": {"code": "7KQ2-M9XD"},
-    "recovery": {"username": "ada", "code": "7KQ2-M9XD"},
-    "email_changed": {"username": "ada", "code": "0" * 32, "change": "added", "address": "new@example.org"},
-    "password_changed": {"username": "ada"},
-    "password_recovered": {"username": "ada"},
-    "test": {},
-}
-"""Every kind of mail, with values such as its template is given, beside those of `Templates.render`."""
-
-LANGUAGES: tuple[str, ...] = get_args(Language)
+_QUOTED_PRINTABLE = Charset("utf-8")
+_QUOTED_PRINTABLE.body_encoding = QP
 
 
-@dataclass(frozen=True, slots=True)
-class _Paragraph:
-    text: str
-    lead: str
-    """All lines but the last."""
-    last: str
+class _Wire(Compat32):
+    """Header fields as they are: each is ASCII and far below the 998 characters of RFC 5322 §2.1.1."""
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        return f"{name}: {value}\r\n".encode("ascii")
 
 
-class Content(NamedTuple):
-    """What a mail says."""
-
-    subject: str
-    text: str
-    html: str
-
-
-class Templates:
-    """The templates: ours, and in their place those of the operator.
-
-    ``KIND.LANGUAGE.txt`` is a mail: a line ``Subject: …``, an empty line, and the text. Its HTML is the same text in
-    ``layout.html``, unless there is a ``KIND.LANGUAGE.html``.
-    """
-
-    def __init__(self, config: MailConfig) -> None:
-        """Raises ConfigError for a template of the operator that cannot be rendered."""
-        own = [FileSystemLoader(config.templates)] if config.templates else []
-        self._environment = Environment(
-            loader=ChoiceLoader([*own, PackageLoader("gatepost.mail.outbox")]),
-            autoescape=select_autoescape(["html"]),
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
-        self._config = config
-        if config.templates:
-            self._try(config.templates)
-
-    def _try(self, folder: Path) -> None:
-        """Render everything once, so that a mistake is told before anything starts."""
-        if not folder.is_dir():
-            raise ConfigError(f"mail.templates: {folder} is no folder")
-        mails = {f"{kind}.{language}" for kind in SAMPLES for language in LANGUAGES}
-        names = {"layout.html", *(f"{mail}.{form}" for mail in mails for form in ("txt", "html"))}
-        if unknown := sorted({path.name for path in folder.iterdir()} - names):
-            raise ConfigError(f"mail.templates: {folder / unknown[0]} is no mail of ours")
-        for kind, values in SAMPLES.items():
-            for language in LANGUAGES:
-                try:
-                    self.render(kind, language, values)
-                except (TemplateError, ValueError) as error:
-                    raise ConfigError(f"mail.templates: {kind}.{language}: {error}") from None
-
-    def render(self, kind: str, language: str, values: dict[str, Any], link: str | None = None) -> Content:
-        """What a mail of this kind says. ``link``: the page that takes its code. Raises ValueError without a subject.
-
-        Templates are given ``service``, ``language`` and ``link``, and ``values``.
-        """
-        values = {"service": self._config.service, "language": language, "link": link, **values}
-        rendered = self._environment.get_template(f"{kind}.{language}.txt").render(values)
-        head, _, body = rendered.partition("\n\n")
-        subject = head.removeprefix("Subject: ").strip()
-        if not head.startswith("Subject: ") or "\n" in subject or not subject:
-            raise ValueError("must begin with a line `Subject: …` and an empty line")
-        text = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
-        paragraphs = []
-        for paragraph in text.strip().split("\n\n"):
-            lead, _, last = paragraph.rpartition("\n")
-            paragraphs.append(_Paragraph(paragraph, lead, last))
-        values |= {"subject": subject, "paragraphs": paragraphs}
-        values.setdefault("code", None)
-        try:
-            page = self._environment.select_template([f"{kind}.{language}.html", "layout.html"])
-        except (TemplateNotFound, TemplatesNotFound) as error:
-            raise ValueError(f"{error} is missing") from None
-        return Content(subject, text, page.render(values))
+_WIRE = _Wire(linesep="\r\n")
 
 
 class Envelope(NamedTuple):
@@ -125,24 +35,43 @@ class Envelope(NamedTuple):
     language: str
 
 
-def compose(content: Content, config: MailConfig, envelope: Envelope) -> bytes:
-    """A mail as it goes over the wire.
+class Composer:
+    """Puts mails together.
 
-    Auto-Submitted keeps answering machines quiet (RFC 3834); X-Auto-Response-Suppress is what Exchange looks at. It
-    has no List headers, since it is about the recipient's own account and cannot be unsubscribed from. By the
-    Message-ID whoever gets a mail twice can tell.
+    With email.mime, because the newer EmailMessage takes 3 ms for each mail and this 0.3 (measured). The values are
+    checked already: a subject of one line, and addresses that were parsed.
     """
-    name, address = parseaddr(config.from_address)
-    local, _, domain = envelope.to.rpartition("@")
-    message = EmailMessage(policy=SMTP)
-    message["From"] = Address(name, addr_spec=address)
-    message["To"] = Address("", local, domain)
-    message["Subject"] = content.subject
-    message["Date"] = format_datetime(envelope.created_at.astimezone(UTC))
-    message["Message-ID"] = f"<{envelope.mail_id}@{address.rpartition('@')[2]}>"
-    message["Auto-Submitted"] = "auto-generated"
-    message["X-Auto-Response-Suppress"] = "All"
-    message.set_content(content.text)
-    message.add_alternative(content.html, subtype="html")
-    message["Content-Language"] = envelope.language  # last: setting the content removes such headers
-    return message.as_bytes()
+
+    def __init__(self, config: MailConfig) -> None:
+        name, address = parseaddr(config.from_address)
+        self._from = formataddr((name, address))
+        self._domain = address.rpartition("@")[2]
+
+    def compose(self, content: Content, envelope: Envelope) -> bytes:
+        """A mail.
+
+        Auto-Submitted keeps answering machines quiet (RFC 3834); X-Auto-Response-Suppress is what Exchange looks at.
+        There are no List headers, since mail is about the recipient's own account, which is no list. By the
+        Message-ID whoever gets a mail twice can tell.
+        """
+        subject = content.subject
+        # Without a boundary of ours, the library would search the mail for one with a regular expression made anew.
+        message = MIMEMultipart("alternative", boundary=f"=_{envelope.mail_id}")
+        message["From"] = self._from
+        message["To"] = envelope.to
+        message["Subject"] = subject if subject.isascii() else Header(subject, "utf-8").encode(linesep="\r\n")
+        message["Date"] = format_datetime(envelope.created_at.astimezone(UTC))
+        message["Message-ID"] = f"<{envelope.mail_id}@{self._domain}>"
+        message["Auto-Submitted"] = "auto-generated"
+        message["X-Auto-Response-Suppress"] = "All"
+        message["Content-Language"] = envelope.language
+        message.attach(_part(content.text, "plain"))
+        message.attach(_part(content.html, "html"))
+        return message.as_bytes(policy=_WIRE)
+
+
+def _part(text: str, subtype: str) -> MIMEText:
+    # Unencoded where it can be, so that it is readable everywhere.
+    if text.isascii() and all(len(line) < 900 for line in text.split("\n")):
+        return MIMEText(text, subtype, "us-ascii")
+    return MIMEText(text, subtype, _QUOTED_PRINTABLE)  # type: ignore[arg-type] # the docs allow a Charset

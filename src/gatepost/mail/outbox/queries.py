@@ -56,18 +56,29 @@ class Mail(NamedTuple):
     detail: dict[str, Any]
     created_at: datetime
     tries: int
+    username: str | None
+    epoch: int | None
+
+    @property
+    def recipient(self) -> "Recipient | None":
+        """Who it is for; None while that is not known."""
+        if self.user_id is None or self.username is None or self.epoch is None or self.address is None:
+            return None
+        return Recipient(self.user_id, self.username, self.epoch, self.email_id, self.address)
 
 
 # By age of what is due, as the index has it. Whoever takes a mail puts it off for as long as sending may take.
 _TAKE_DUE = Statement("""
-    UPDATE gatepost.outbox o SET due_at = clock_timestamp() + make_interval(secs => :lease), tries = tries + 1
-    FROM (
+    WITH due AS (
         SELECT id FROM gatepost.outbox WHERE due_at <= clock_timestamp() ORDER BY due_at LIMIT :most
         FOR UPDATE SKIP LOCKED
-    ) AS due
-    WHERE o.id = due.id
-    RETURNING o.id::text, o.kind, o.user_id::text, o.email_id::text, o.address, o.language, o.detail, o.created_at,
-        o.tries
+    ), taken AS (
+        UPDATE gatepost.outbox o SET due_at = clock_timestamp() + make_interval(secs => :lease), tries = tries + 1
+        FROM due WHERE o.id = due.id RETURNING o.*
+    )
+    SELECT t.id::text, t.kind, t.user_id::text, t.email_id::text, t.address, t.language, t.detail, t.created_at,
+        t.tries, u.username, u.epoch
+    FROM taken t LEFT JOIN gatepost.users u ON u.id = t.user_id
 """)
 
 
@@ -84,18 +95,6 @@ class Recipient(NamedTuple):
     epoch: int
     email_id: str | None
     address: str
-
-
-_FIND_RECIPIENT = Statement("""
-    SELECT u.id::text, u.username, u.epoch, CAST(:email_id AS text), CAST(:address AS text)
-    FROM gatepost.users u WHERE u.id = :user_id
-""")
-
-
-async def find_recipient(connection: Connection, mail: Mail) -> Recipient | None:
-    """Who this mail is for; None for a user who is gone."""
-    row = await _FIND_RECIPIENT.first(connection, user_id=mail.user_id, email_id=mail.email_id, address=mail.address)
-    return Recipient(*row) if row else None
 
 
 # A user of this name comes before one with this address, as for a login.
@@ -123,55 +122,67 @@ async def find_recovered(connection: Connection, name: str, address: str | None)
     return (Recipient(*row[:5]), row[5]) if row else None
 
 
-_COUNT = Statement(f"""
+_KEEP_CODE = Statement("""
+    INSERT INTO gatepost.codes (purpose, user_id, email_id, address, epoch, link_hash, typed_hash, expires_at)
+    SELECT :purpose, id, CAST(:email_id AS uuid), CAST(:address AS text), :epoch, :link_hash, :typed_hash,
+        clock_timestamp() + make_interval(secs => :lifetime)
+    FROM gatepost.users WHERE id = :user_id FOR KEY SHARE
+    RETURNING id
+""")
+
+
+async def keep_code(connection: Connection, purpose: str, to: Recipient, code: Code, *, lifetime: int) -> None:
+    """Let this code be redeemed for ``lifetime`` seconds."""
+    undo = purpose == "undo_email"
+    await _KEEP_CODE.all(
+        connection,
+        purpose=purpose,
+        user_id=to.user_id,
+        # The address that is brought back may be deleted by then. And to type a code would be too easy for its days.
+        email_id=None if undo else to.email_id,
+        address=to.address if undo else None,
+        epoch=to.epoch,
+        link_hash=code.link_hash,
+        typed_hash=None if undo else code.typed_hash,
+        lifetime=lifetime,
+    )
+
+
+_KEEP_RECOVERY = Statement(f"""
     WITH t AS (
-        SELECT * FROM {TAKE} WHERE CAST(:counted AS boolean) IS NOT TRUE
+        SELECT * FROM {TAKE} WHERE NOT CAST(:counted AS boolean)
     ), counted AS (
         UPDATE gatepost.outbox SET detail = detail || '{{"counted": true}}'
         WHERE id = :id AND EXISTS (SELECT FROM t WHERE t.refusing IS NULL)
+    ), kept AS (
+        INSERT INTO gatepost.codes (purpose, user_id, email_id, epoch, link_hash, typed_hash, expires_at)
+        SELECT 'recovery', id, :email_id, :epoch, :link_hash, :typed_hash,
+            clock_timestamp() + make_interval(secs => :lifetime)
+        FROM (SELECT id FROM gatepost.users WHERE id = :user_id FOR KEY SHARE) AS u
+        WHERE NOT EXISTS (SELECT FROM t WHERE t.refusing IS NOT NULL)
     )
     SELECT * FROM t
 """)
 
 
-async def count(connection: Connection, mail: Mail, bucket: Bucket) -> None:
-    """Count a mail to an address, once however often it is tried. Raises TooManyAttempts."""
-    counted = mail.detail.get("counted", False)
-    if row := await _COUNT.first(connection, id=mail.id, counted=counted, **parameters([bucket])):
-        judge([bucket], row)
-
-
-_KEEP_CODE = Statement("""
-    INSERT INTO gatepost.codes (purpose, user_id, email_id, address, epoch, link_hash, typed_hash, expires_at)
-    SELECT :purpose, :user_id, CAST(:email_id AS uuid), CAST(:address AS text), :epoch, :link_hash, :typed_hash,
-        clock_timestamp() + make_interval(secs => :lifetime)
-    FROM (SELECT id FROM gatepost.users WHERE id = :user_id FOR KEY SHARE) AS u
-    RETURNING id
-""")
-
-
-async def keep_code(
-    connection: Connection,
-    purpose: str,
-    to: Recipient,
-    code: Code,
-    *,
-    lifetime: int,
-    typed: bool = True,
-    address: str | None = None,
+async def keep_recovery(
+    connection: Connection, mail: Mail, to: Recipient, code: Code, bucket: Bucket, *, lifetime: int
 ) -> None:
-    """Let this code be redeemed for ``lifetime`` seconds; ``typed``: also by typing it."""
-    await _KEEP_CODE.all(
+    """`keep_code`, and count the mail: once, however often it is tried. Raises TooManyAttempts."""
+    row = await _KEEP_RECOVERY.first(
         connection,
-        purpose=purpose,
+        id=mail.id,
+        counted=mail.detail.get("counted", False),
         user_id=to.user_id,
-        email_id=None if address else to.email_id,
-        address=address,
+        email_id=to.email_id,
         epoch=to.epoch,
         link_hash=code.link_hash,
-        typed_hash=code.typed_hash if typed else None,
+        typed_hash=code.typed_hash,
         lifetime=lifetime,
+        **parameters([bucket]),
     )
+    if row:
+        judge([bucket], row)
 
 
 _DONE = Statement("DELETE FROM gatepost.outbox WHERE id = ANY (CAST(:ids AS uuid[])) RETURNING id")

@@ -11,8 +11,9 @@ from gatepost.errors import DatabaseUnavailable, TooManyAttempts
 from gatepost.mail import codes
 from gatepost.mail.codes import Code
 from gatepost.mail.outbox import queries
-from gatepost.mail.outbox.message import Envelope, Templates, compose
+from gatepost.mail.outbox.message import Composer, Envelope
 from gatepost.mail.outbox.queries import Mail, Recipient
+from gatepost.mail.outbox.templating import Templates
 from gatepost.mail.outbox.transports import Away, Connection, Refused, transport
 from gatepost.postgres.database import Database
 from gatepost.process.jitter import jitter
@@ -26,8 +27,8 @@ POLL = 2.0
 ROUND, STEPS = 60.0, 5
 # Seconds for a mail that is on its way when the process ends.
 ENDING = 5.0
-# Mails taken at once, and connections over which they are sent side by side.
-MOST, CONNECTIONS = 100, 4
+# Mails taken at once.
+MOST = 100
 # Seconds until the next try: of a mail that was refused, and of a server that is away. Doubled each time.
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 1800.0
 FIRST_ABSENCE, LONGEST_ABSENCE = 1.0, 60.0
@@ -35,7 +36,8 @@ FIRST_ABSENCE, LONGEST_ABSENCE = 1.0, 60.0
 PATIENCE = 86400.0
 
 CODE_LIFETIME = 3600
-UNDO_LIFETIME = 7 * 86400
+# What the codes of the other mails are for, and for how many seconds.
+_PURPOSES = {"verify_email": ("verify_email", CODE_LIFETIME), "email_changed": ("undo_email", 7 * 86400)}
 
 
 class Sender:
@@ -47,6 +49,7 @@ class Sender:
         self._database = database
         self._throttle = throttle
         self._templates = Templates(config.mail)
+        self._composer = Composer(config.mail)
         self._transport = transport(config.mail)
         self._wake = asyncio.Event()
         self._stopping = False
@@ -107,7 +110,7 @@ class Sender:
             return 0
         mails = iter(due)
         left: list[Mail] = []
-        lanes = [self._lane(mails, left, until) for _ in range(min(CONNECTIONS, len(due)))]
+        lanes = [self._lane(mails, left, until) for _ in range(min(self._config.connections, len(due)))]
         problems = [found for found in await asyncio.gather(*lanes, return_exceptions=True) if found]
         left += mails
         away = [problem for problem in problems if isinstance(problem, Away)]
@@ -168,7 +171,7 @@ class Sender:
             link = self._link(mail, code)
         content = self._templates.render(mail.kind, mail.language, values, link)
         envelope = Envelope(to.address, mail.id, mail.created_at, mail.language)
-        message = compose(content, self._config, envelope)
+        message = self._composer.compose(content, envelope)
         try:
             await connection.send(message, to.address, mail.id)
         except Refused as error:
@@ -181,47 +184,33 @@ class Sender:
 
     async def _prepare(self, mail: Mail) -> tuple[Recipient | None, Code | None]:
         """Who a mail goes to, and the code in it; nobody for a mail that is not to be sent."""
-        database = self._database
+        database, recipient = self._database, mail.recipient
         if mail.kind == "recovery":
-            found = await database.read(queries.find_recovered, mail.detail["name"], mail.detail["address"])
+            name, address = mail.detail["name"], mail.detail["address"]
+            found = await database.read(queries.find_recovered, name, address)
             if found is None:
                 return None, None
-            to, canonical = found
+            recipient, canonical = found
+            code = await asyncio.to_thread(codes.new, "recovery", address or name)
+            bucket = self._throttle.for_mail(canonical)
             try:
-                await database.write(queries.count, mail, self._throttle.for_mail(canonical))
+                await database.write(queries.keep_recovery, mail, recipient, code, bucket, lifetime=CODE_LIFETIME)
             except TooManyAttempts:
                 self.held_back += 1
                 return None, None
-            subject = mail.detail["address"] or mail.detail["name"]
-            code = await asyncio.to_thread(codes.new, "recovery", subject)
-            await database.write(queries.keep_code, "recovery", to, code, lifetime=CODE_LIFETIME)
-            return to, code
-        recipient = await database.read(queries.find_recipient, mail)
-        if recipient is None:
-            return None, None
-        if mail.kind == "verify_email":
-            code = await asyncio.to_thread(codes.new, "verify_email", str(recipient.email_id))
-            await database.write(queries.keep_code, "verify_email", recipient, code, lifetime=CODE_LIFETIME)
             return recipient, code
-        if mail.kind == "email_changed":
-            code = await asyncio.to_thread(codes.new, "undo_email", "")
-            await database.write(
-                queries.keep_code,
-                "undo_email",
-                recipient,
-                code,
-                lifetime=UNDO_LIFETIME,
-                typed=False,
-                address=recipient.address,
-            )
-            return recipient, code
-        return recipient, None
+        if recipient is None or mail.kind not in _PURPOSES:
+            return recipient, None
+        purpose, lifetime = _PURPOSES[mail.kind]
+        code = await asyncio.to_thread(codes.new, purpose, str(recipient.email_id))
+        await database.write(queries.keep_code, purpose, recipient, code, lifetime=lifetime)
+        return recipient, code
 
     def _link(self, mail: Mail, code: Code) -> str | None:
         """The page, with the code behind the #: that part reaches neither a server nor its logs."""
         if self._config.page is None:
             return None
-        purpose = "undo_email" if mail.kind == "email_changed" else mail.kind
+        purpose, _ = _PURPOSES.get(mail.kind, (mail.kind, 0))
         which = f"&email={mail.email_id}" if mail.kind == "verify_email" else ""
         return f"{self._config.page}#{purpose}={code.link}{which}"
 
