@@ -35,7 +35,12 @@ AT_ONCE_TITLE = f"{AT_ONCE} guesses at one name at once, each commit {COMMIT // 
 # More than hash at once on a small machine, so that every thread is busy and some wait.
 CLIENTS = 8
 NAMES = 50
-CONFIGURATION = {"GATEPOST_PASSWORDS__MEMORY_KIB": "8192", "GATEPOST_PASSWORDS__ITERATIONS": "1"}
+CONFIGURATION = {
+    "GATEPOST_PASSWORDS__MEMORY_KIB": "8192",
+    "GATEPOST_PASSWORDS__ITERATIONS": "1",
+    "GATEPOST_THROTTLE__MAIL_BURST": "1000000",
+    "GATEPOST_THROTTLE__RECOVERY_BURST": "1000000",
+}
 # Of all limits the account's alone, and that is reached at once.
 ONE_GUESS = {"GATEPOST_THROTTLE__ACCOUNT_BURST": "1", "GATEPOST_THROTTLE__ACCOUNT_EVERY": "86400"}
 CHEAP = PasswordsConfig(memory_kib=8192, iterations=1)
@@ -79,6 +84,11 @@ def _login(prefix: str, password: str = "not the right one %d") -> Kind:
     return kind
 
 
+def _address(prefix: str, password: str = "not the right one %d") -> Kind:
+    login = _login(prefix, password)
+    return lambda: (given := login()) | {"username": f"{given['username']}@example.org"}
+
+
 def ours() -> Group:
     """Every stored hash is Gatepost's own."""
     kinds = {
@@ -89,6 +99,10 @@ def ours() -> Group:
         "impossible name": _login("no bod"),
         "impossible password": _login("person", "not the right\a %d"),
         "over-long password": _login("person", "x" * 3500),
+        "unknown address": _address("nobody"),
+        "address, wrong password": _address("person"),
+        "unverified address": _address("barred"),
+        "disabled user's address, right password": _address("banned", RIGHT),
     }
     return Group("Logins, every hash Gatepost's own", "/user", kinds)
 
@@ -119,6 +133,25 @@ def refused() -> Group:
     return Group("Logins that a throttle refuses", "/user", kinds, tuple(prefixes.values()))
 
 
+def recovery() -> Group:
+    """Asking for a way back, whoever that is for."""
+
+    def asking(prefix: str, domain: str = "") -> Kind:
+        return lambda: {"identifier": _name(prefix) + domain}
+
+    kinds = {
+        "unknown name": asking("nobody"),
+        "user with an address": asking("person"),
+        "disabled user": asking("banned"),
+        "user without a verified address": asking("barred"),
+        "unknown address": asking("nobody", "@example.org"),
+        "verified address": asking("person", "@example.org"),
+        "unverified address": asking("barred", "@example.org"),
+        "disabled user's address": asking("banned", "@example.org"),
+    }
+    return Group("Asking for a way back", "/account/recovery", kinds)
+
+
 def codes() -> Group:
     """Codes for a new password that are worth nothing."""
 
@@ -134,8 +167,8 @@ def codes() -> Group:
 
 
 def plant(service: Service, hashes: Mapping[str, Stored | None]) -> None:
-    """``NAMES`` users for each prefix, with this password and an expired code; those of "banned" and "barcry" are
-    disabled.
+    """``NAMES`` users for each prefix, with this password, an expired code and an address; those of "banned" and
+    "barcry" are disabled, and the addresses of "barred" are not verified.
     """
     dsn = service.dsn
     with closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as connection, connection:
@@ -154,6 +187,11 @@ def plant(service: Service, hashes: Mapping[str, Stored | None]) -> None:
                     "INSERT INTO gatepost.password_resets (user_id, code_hash, expires_at) "
                     "VALUES (%s, %s, now() - interval '1 day')",
                     (user, hash_link(name)),
+                )
+                cursor.execute(
+                    "INSERT INTO gatepost.emails (user_id, address, canonical, verified_at, is_primary) "
+                    "VALUES (%s, %s, %s, CASE WHEN %s THEN now() END, %s)",
+                    (user, f"{name}@example.org", f"{name}@example.org", prefix != "barred", prefix != "barred"),
                 )
                 if stored is not None:
                     cursor.execute(
@@ -278,14 +316,15 @@ def _run(requests: int, only: str) -> list[float]:
     # Not below a folder that only root can enter, since Postgres runs as somebody else then.
     with tempfile.TemporaryDirectory(prefix="gatepost-timing-") as name:
         for hashes, limits, groups in (
-            (shared, {}, [codes(), ours()]),
+            (shared, {}, [codes(), recovery(), ours()]),
             (others, {}, [imported()]),
             ({}, ONE_GUESS, [refused()]),  # the last: its names have no guess left for a day
         ):
-            with Service(Path(name), CONFIGURATION) as service:
+            variables = CONFIGURATION | {"GATEPOST_MAIL__DIRECTORY": f"{name}/mail"}
+            with Service(Path(name), variables) as service:
                 plant(service, hashes)
             # Started anew: which kinds are stored is learned at the start, and looked at every five minutes.
-            with Service(Path(name), CONFIGURATION | limits) as service:
+            with Service(Path(name), variables | limits) as service:
                 for group in [group for group in groups if only in group.title]:
                     use_up(service.port, group)
                     measure(service.port, group, 50, CLIENTS)

@@ -11,6 +11,7 @@ import pytest
 from gatepost.config import Config
 from gatepost.mail import queries
 from gatepost.mail.mailer import preferred
+from gatepost.mail.outbox import sender
 from gatepost.postgres.database import Database, Dsn
 from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of, with_mail
 from tests.received_mail import Folder
@@ -66,7 +67,10 @@ class World:
 
 
 @pytest.fixture
-async def world(config: Config, tmp_path: Path, start_server: StartServer, dsn: Dsn) -> World:
+async def world(
+    config: Config, tmp_path: Path, start_server: StartServer, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> World:
+    monkeypatch.setattr(sender, "POLL", 0.05)
     client = await start_server(with_mail(config, tmp_path / "mail", page=PAGE))
     return World(client, Folder(tmp_path / "mail"), dsn)
 

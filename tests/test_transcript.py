@@ -48,6 +48,7 @@ def application() -> Iterator[int]:
 
 
 def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
+    mail = str(tmp_path / "mail")
     script, expected = "set -euo pipefail\n", ""
     for kind, text in BLOCK.findall((ROOT / "docs" / "transcript.md").read_text("utf-8")):
         if kind == "sh":
@@ -55,7 +56,7 @@ def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
         else:
             expected += text
     with (
-        running(tmp_path, **environment_of(dsn), **OPEN) as process,
+        running(tmp_path, **environment_of(dsn), **OPEN, GATEPOST_MAIL__DIRECTORY=mail) as process,
         application() as backend,
         free_port() as proxy,
     ):
@@ -67,6 +68,7 @@ def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
                 "PROXY": f"http://127.0.0.1:{proxy}",
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                 "TMPDIR": str(tmp_path),
+                "MAIL": mail,
             }
             done = subprocess.run(
                 ["bash", "-c", script],

@@ -31,8 +31,8 @@ class MailConfig(Section):
         2,
         ge=1,
         le=32,
-        description="Connections to it at once, of each worker: more send faster to a server far away. With four to one "
-        "on the same machine, session checks took three times as long (with two, 1.6 times).",
+        description="Connections to it at once, of each worker: more are faster to a server far away. With four to "
+        "one on the same machine, session checks took three times as long (with two, 1.6 times).",
     )
     directory: Path | None = Field(
         None, description="Folder for mail as `.eml` files, in place of an SMTP server: to try everything out."

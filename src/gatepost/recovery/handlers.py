@@ -42,7 +42,7 @@ async def recover(request: web.Request) -> web.Response:
         await request.app[DATABASE].write(
             queue_recovery, identifier.name, identifier.address, mailer.language(request)
         )
-    mailer.wake()
+    # The sender is not woken: what it does for a user who is found would delay the next request, and could be timed.
     return json_response(Done(status="success"), status=202)
 
 

@@ -187,11 +187,12 @@ class Sender:
         database, recipient = self._database, mail.recipient
         if mail.kind == "recovery":
             name, address = mail.detail["name"], mail.detail["address"]
+            # Also for a user who is not found: most of the work, which could be noticed, is done for both.
+            code = await asyncio.to_thread(codes.new, "recovery", address or name)
             found = await database.read(queries.find_recovered, name, address)
             if found is None:
                 return None, None
             recipient, canonical = found
-            code = await asyncio.to_thread(codes.new, "recovery", address or name)
             bucket = self._throttle.for_mail(canonical)
             try:
                 await database.write(queries.keep_recovery, mail, recipient, code, bucket, lifetime=CODE_LIFETIME)
