@@ -133,23 +133,19 @@ def refused() -> Group:
     return Group("Logins that a throttle refuses", "/user", kinds, tuple(prefixes.values()))
 
 
-def recovery() -> Group:
+def recovery(what: str, domain: str) -> Group:
     """Asking for a way back, whoever that is for."""
 
-    def asking(prefix: str, domain: str = "") -> Kind:
+    def asking(prefix: str) -> Kind:
         return lambda: {"identifier": _name(prefix) + domain}
 
     kinds = {
-        "unknown name": asking("nobody"),
-        "user with an address": asking("person"),
-        "disabled user": asking("banned"),
-        "user without a verified address": asking("barred"),
-        "unknown address": asking("nobody", "@example.org"),
-        "verified address": asking("person", "@example.org"),
-        "unverified address": asking("barred", "@example.org"),
-        "disabled user's address": asking("banned", "@example.org"),
+        f"unknown {what}": asking("nobody"),
+        f"{what} of a user with a verified address": asking("person"),
+        f"{what} of a disabled user": asking("banned"),
+        f"{what} of a user whose address is not verified": asking("barred"),
     }
-    return Group("Asking for a way back", "/account/recovery", kinds)
+    return Group(f"Asking for a way back, by {what}", "/account/recovery", kinds)
 
 
 def codes() -> Group:
@@ -316,7 +312,7 @@ def _run(requests: int, only: str) -> list[float]:
     # Not below a folder that only root can enter, since Postgres runs as somebody else then.
     with tempfile.TemporaryDirectory(prefix="gatepost-timing-") as name:
         for hashes, limits, groups in (
-            (shared, {}, [codes(), recovery(), ours()]),
+            (shared, {}, [codes(), recovery("name", ""), recovery("address", "@example.org"), ours()]),
             (others, {}, [imported()]),
             ({}, ONE_GUESS, [refused()]),  # the last: its names have no guess left for a day
         ):

@@ -1,5 +1,6 @@
 """`gatepost user import` and `export`, run as an operator runs them."""
 
+import base64
 import contextlib
 import csv
 import io
@@ -28,9 +29,9 @@ from gatepost.security import names
 from gatepost.transfer import importing, lines, queries
 from gatepost.transfer.lines import Record, Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
-from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows
+from tests.conftest import PASSWORD, Client, PostgresServer, StartServer, db_config, log_in, register, rows, with_mail
 from tests.gatepost_process import environment, gatepost
-from tests.test_imported_hashes import FIREBASE, FIREBASE_USER, MADE, TYPED
+from tests.test_imported_hashes import FAST, FIREBASE, FIREBASE_USER, MADE, TYPED, keycloak
 from tests.test_server import environment_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -611,3 +612,175 @@ def test_an_address_that_is_none_is_named(fields: dict[str, Any], reason: str) -
     judged = Judge()(Record(7, {"username": "ada", **fields}))
     assert isinstance(judged, Refusal)
     assert judged.reason.startswith(reason)
+
+
+# --------------------------------------------------------------------------------- files of other services
+
+BCRYPT = MADE["bcrypt 2b"]
+
+
+def exported(source: str, folder: Path) -> Path:
+    """A file as this service exports it: one user whose address is verified, one whose is not, one disabled."""
+    if source == "auth0":
+        people: list[dict[str, Any]] = [
+            {
+                "_id": {"$oid": "60425dc43519d90068f82973"},
+                "email_verified": verified,
+                "email": f"{name}@example.org",
+                "passwordHash": BCRYPT,
+                "password_set_date": {"$date": "2021-03-05T16:32:04.526Z"},
+                "created_at": {"$date": "2021-03-05T16:32:04.000Z"},
+                "user_metadata": {"colour": "blue"},
+                "blocked": name == "cyd",
+                "tenant": "dev-tenant",
+                "connection": "Username-Password-Authentication",
+                "_tmp_is_unique": True,
+            }
+            for name, verified in (("ada", True), ("bob", False), ("cyd", False))
+        ]
+        text = jsonl(*people)
+    elif source == "supabase":
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(
+            [
+                "instance_id",
+                "id",
+                "aud",
+                "role",
+                "email",
+                "encrypted_password",
+                "email_confirmed_at",
+                "created_at",
+                "raw_user_meta_data",
+                "is_super_admin",
+                "phone",
+                "banned_until",
+                "deleted_at",
+                "is_sso_user",
+            ]
+        )
+        for n, (name, verified, banned) in enumerate(
+            [
+                ("ada", "2024-05-01 10:00:00.123456+00", ""),
+                ("bob", "", "2024-05-01 10:00:00+00"),  # a ban that is over
+                ("cyd", "", "2999-01-01 00:00:00+00"),
+            ]
+        ):
+            id_ = f"3f0c8a52-7c53-4a80-9d4e-9a5a3f1f6a0{n}"
+            meta = '{"colour": "blue"}'
+            created = "2021-03-05 16:32:04+00"
+            row = ["0", id_, "authenticated", "authenticated", f"{name}@example.org", BCRYPT, verified, created, meta]
+            writer.writerow([*row, "", "", banned, "", "f"])
+        text = table.getvalue()
+    elif source == "firebase":
+        password, salt = FIREBASE_USER
+        users = [
+            {
+                "localId": name,
+                "email": f"{name}@example.org",
+                "emailVerified": verified,
+                "passwordHash": password,
+                "salt": salt,
+                "displayName": name.title(),
+                "lastSignedInAt": "1614961924000",
+                "createdAt": "1614961924000",
+                "disabled": name == "cyd",
+                "providerUserInfo": [],
+            }
+            for name, verified in (("ada", True), ("bob", False), ("cyd", False))
+        ]
+        text = json.dumps({"users": users}, indent=2)
+    else:
+        users = [
+            {
+                "id": "8c2a5a2e-1111-4222-8333-444455556666",
+                "createdTimestamp": 1614961924000,
+                "username": name,
+                "enabled": name != "cyd",
+                "totp": False,
+                "emailVerified": verified,
+                "firstName": name.title(),
+                "email": f"{name}@example.org",
+                "attributes": {"locale": ["de"]},
+                "credentials": [{"id": "1", "createdDate": 1614961924000, **keycloak("pbkdf2-sha256")}],
+                "realmRoles": ["default-roles-x", "staff"],
+            }
+            for name, verified in (("ada", True), ("bob", False), ("cyd", False))
+        ]
+        text = json.dumps({"realm": "x", "roles": {"realm": []}, "users": users}, indent=2)
+    suffix = {"auth0": "ndjson", "supabase": "csv"}.get(source, "json")
+    path = folder / f"users.{suffix}"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("source", ["auth0", "supabase", "firebase", "keycloak"])
+async def test_users_come_from_another_services_export_as_it_is(
+    run: Run, config: Config, dsn: Dsn, tmp_path: Path, start_server: StartServer, source: str
+) -> None:
+    file = exported(source, tmp_path)
+    arguments = []
+    if source == "firebase":
+        key = tmp_path / "key.txt"
+        key.write_bytes(base64.b64encode(FIREBASE.signer_key))
+        arguments = ["--firebase-signer-key-file", str(key)]
+    done = run("import", str(file), "--from", source, *arguments)
+    assert (done.stdout, done.stderr) == ("3 users added, 0 were there already, 0 lines refused.\n", "")
+    assert rows(
+        dsn,
+        "SELECT e.address, e.verified_at IS NOT NULL, u.disabled_at IS NOT NULL, "
+        "extract(year FROM u.created_at)::int FROM gatepost.users u JOIN gatepost.emails e ON e.user_id = u.id ORDER BY 1",
+    ) == [
+        ("ada@example.org", True, False, 2021),
+        ("bob@example.org", False, False, 2021),
+        ("cyd@example.org", False, True, 2021),
+    ]
+    client = await start_server(with_mail(config, tmp_path / "mail"))
+    password = "user1password" if source == "firebase" else TYPED
+    await log_in(client, "ada@example.org", password)
+
+
+def test_a_file_of_another_form_is_said_in_a_line(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "users.json"
+    for text, said in [
+        ('{"users": [{"email": "ada@example.org"}', "after 1 users it is not JSON"),
+        ('{"people": []}', "it is no JSON object with a list of users"),
+        ("[1, 2", "it is not JSON"),
+    ]:
+        file.write_text(text, "utf-8")
+        done = run("import", str(file), "--from", "keycloak")
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert "--from okta: there are auth0," in run("import", str(file), "--from", "okta").stderr
+
+
+def test_what_an_export_says_of_one_user_does_not_stop_the_others(run: Run, dsn: Dsn, tmp_path: Path) -> None:
+    file = tmp_path / "users.json"
+    deep: Any = "x"
+    for _ in range(200):
+        deep = [deep]
+    people = [
+        {"username": "ada"},
+        7,
+        {"username": "b b"},
+        {"username": "cyd", "x": "y" * 70_000},
+        {"username": "dan"},
+    ]
+    file.write_text(json.dumps({"users": [*people, {"username": "eve", "deep": deep}]}), "utf-8")
+    done = run("import", str(file), "--from", "keycloak")
+    assert usernames(dsn) == ["ada", "dan", "eve"]
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["line 2", "line 3", "line 4"]
+
+
+async def test_ldaps_hashes_are_imported_within_argon2id_and_sign_in(run: Run, client: Client, dsn: Dsn) -> None:
+    people = [{"username": f"user{n}", "hash": FAST["{SSHA}"][1]} for n in range(5)]
+    people.insert(2, {"username": "plain", "hash": BCRYPT})
+    done = run("import", "-", stdin=jsonl(*people, {"username": "bad", "hash": "{SSHA}AAAA"}))
+    assert done.stdout == "6 users added, 0 were there already, 1 lines refused.\n"
+    assert done.stderr.startswith("line 7: hash: ")
+    settings = [setting for (setting,) in rows(dsn, "SELECT setting FROM gatepost.passwords ORDER BY 1")]
+    assert [setting.startswith("$ldap-argon2id$h=sha1,m=19456,t=2,p=1$") for setting in settings].count(True) == 5
+    await log_in(client, "user3", "hashcat")
+    assert rows(dsn, "SELECT count(*) FROM gatepost.passwords WHERE setting LIKE '$ldap%%'") == [(4,)]

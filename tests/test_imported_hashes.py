@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 import logging
 import runpy
 import subprocess
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 
 from gatepost.postgres import schema, tables
 from gatepost.postgres.database import Dsn
-from gatepost.security.credentials import Credentials, Setting, foreign, hashing, kinds
+from gatepost.security.credentials import Credentials, Setting, foreign, hashing, kinds, ldap, legacy_kinds
 from gatepost.security.credentials.alphabets import to_adapted_base64, to_base64
-from gatepost.security.credentials.foreign import Firebase, InvalidHash
-from gatepost.security.credentials.kinds import InvalidSetting, parse
+from gatepost.security.credentials.foreign import Firebase
+from gatepost.security.credentials.kinds import parse
+from gatepost.security.credentials.limits import YESCRYPT_COSTS, InvalidHash, InvalidSetting
 from gatepost.security.credentials.password import RAW, Stored
 from tests.conftest import CHEAP, PASSWORD, Client, log_in, rows
 
@@ -91,6 +93,62 @@ PUBLISHED = {
         + _b64("09316115d5cf24ed5a15a31a3ba326e5cf32edc24702987c02b6566f61913cf7"),
     ),
 }
+# hashcat's examples, whose password is its name (hashcat.net/wiki, example hashes).
+PUBLISHED |= {
+    name: ("hashcat", text)
+    for name, text in {
+        "phpass": "$P$984478476IagS59wHZvyQMArzfx58u.",
+        "phpass of phpBB": "$H$984478476IagS59wHZvyQMArzfx58u.",
+        "Drupal 7": "$S$C33783772bRXEx1aCsvY.dqgaaSu76XmVlKrW9Qu8IQlvxHlmzLf",
+        "sha256-crypt": "$5$rounds=5000$GX7BopJZJxPc/KEK$le16UF8I2Anb.rOrn22AUPWvzUETDGefUmAV8AZkGcD",
+        "sha512-crypt": "$6$52450745$k5ka2p8bFuSmoVT1tzOyyuaREkkKBcCNqoDKzYiJL9RaE8yMnPgh2XzzF0NDrUhgrcLwg78xs1w5pJ"
+        "iypEdFX/",
+    }.items()
+}
+# Made by mkpasswd 5.5, by PHP 8.2's functions as WordPress 6.8 calls them, and by hashlib and argon2-cffi by
+# Keycloak's rules.
+PUBLISHED |= {
+    "libxcrypt yescrypt": ("hashcat", "$y$j9T$QRiXtN3ywnaB/B4r8bGyY1$1wrfcIHM2Dn7NWQyUNdNbS.0fFY/.2WuErFh0giBoQ."),
+    "LDAP's {BCRYPT}": (TYPED, "{BCRYPT}" + MADE["bcrypt 2y"]),
+    "LDAP's {CRYPT}": ("hashcat", "{CRYPT}" + PUBLISHED["sha512-crypt"][1]),
+}
+_KEYCLOAK = {
+    "pbkdf2": (
+        1000,
+        "djNf0gBaf8KbM65JOovWM6DjmDoE1hxoic6trsaKQuCAe0AI11wiGVmVmiuvPRnw5vl+S02hMk0fG+SMWqG8Mg==",
+        {},
+    ),
+    "pbkdf2-sha256": (
+        1000,
+        "nw21jjCi0toqxMwZ0OxAy2+mg3YStWTO2vXd4ERGCGLr0zLOOGwfRLgaufpmGkS4Wx5HuzRVf1NpaBKlsyvc/g==",
+        {},
+    ),
+    "pbkdf2-sha512": (
+        1000,
+        "ArfXgBEX46q47Q30DG0OkYLbI9MTrIcxrNV8OcQT7dP55KDx5gr6iR+DVSv5Mttq/j3k5pzshMw3p0a0NtLXhg==",
+        {},
+    ),
+    "argon2": (
+        5,
+        "euHdXh279t2PM1UgFZewo5KW2+rm5oEIiPezodKJkZM=",
+        {"hashLength": ["32"], "memory": ["7168"], "type": ["id"], "version": ["1.3"], "parallelism": ["1"]},
+    ),
+}
+
+
+def keycloak(algorithm: str) -> dict[str, Any]:
+    """A credential as a realm's export has it."""
+    iterations, value, more = _KEYCLOAK[algorithm]
+    secret = {"value": value, "salt": "MDEyMzQ1Njc4OWFiY2RlZg==", "additionalParameters": {}}
+    data = {"hashIterations": iterations, "algorithm": algorithm, "additionalParameters": more}
+    return {"type": "password", "secretData": json.dumps(secret), "credentialData": json.dumps(data)}
+
+
+PUBLISHED |= {f"Keycloak {name}": (TYPED, json.dumps(keycloak(name))) for name in _KEYCLOAK}
+PUBLISHED |= {
+    "mkpasswd yescrypt": (TYPED, "$y$j9T$IN6yX5Wq7tWxP5MbC/80V.$c7KyThNmF9cD1olJ/X7Zm0QAZChJtoNY4dRV751q9LA"),
+    "WordPress 6.8": (TYPED, "$wp$2y$04$nWIBaHyly5JfPJqW5iUbDOK/krxfLH52bYb796ZRi8NJmXdZDdNkW"),
+}
 ALL = {name: (TYPED, text) for name, text in MADE.items()} | PUBLISHED
 
 # The sample in firebase/scrypt's README.
@@ -118,7 +176,8 @@ async def test_a_hash_from_elsewhere_knows_its_password_and_no_other(name: str, 
     password, text = ALL[name]
     stored = foreign.read(text)
     assert await credentials.digest(stored.setting, password) == stored.digest
-    for wrong in (password + " ", password.lower()[::-1], "", "\0", password + "\0", "x" * 5000):
+    spaced = password + (" ." if name == "WordPress 6.8" else " ")  # WordPress takes spaces at the end away
+    for wrong in (spaced, password.lower()[::-1], "", "\0", password + "\0", "x" * 5000):
         assert await credentials.digest(stored.setting, wrong) != stored.digest
     assert credentials.is_weaker(stored.setting)
 
@@ -252,6 +311,12 @@ settings_at_all = st.one_of(
     st.builds(
         "$pbkdf2{}${}${}".format, st.sampled_from(["", "-sha256", "-sha512"]), st.integers(1, 50), adapted_salts
     ),
+    st.builds("$sha{}-crypt$rounds={}${}".format, st.sampled_from([256, 512]), st.integers(900, 1100), salts),
+    st.builds("$yescrypt${}${}".format, st.sampled_from(["j75", "j85", "j9T", "jFT", "x75"]), salts),
+    st.builds("${}$n={}${}".format, st.sampled_from(["phpass", "drupal"]), st.integers(6, 9), salts),
+    st.builds(
+        "$ldap-argon2id$h={},m={},t=1,p=1${}".format, st.sampled_from(["md5", "sha512"]), st.integers(1, 64), salts
+    ),
 )
 
 
@@ -265,7 +330,7 @@ def test_whatever_the_reader_admits_can_be_computed(setting: str) -> None:
 
 
 def test_the_migration_has_the_limits_of_the_tables() -> None:
-    found = schema.migrations_folder() / "versions" / "0003_imported_passwords.py"
+    found = schema.migrations_folder() / "versions" / "0012_legacy_hashes.py"
     assert runpy.run_path(str(found))["SETTING"] == tables.SETTING
 
 
@@ -369,3 +434,103 @@ async def test_a_user_without_a_password_looks_like_any_other_and_the_event_says
     assert len(answers) == 1
     events = rows(dsn, "SELECT user_id::text, detail FROM gatepost.events WHERE kind LIKE 'authn%%' ORDER BY id")
     assert events == [(ada["id"], {"reason": "no_password"}), (None, {"reason": "unknown_user"})]
+
+
+# -------------------------------------------------------------------------------------------------- LDAP
+
+# hashcat's examples, and slappasswd's of TYPED.
+FAST = {
+    "{SHA}": ("hashcat", "{SHA}uJ6qx+YUFzQbcQtyd2gpTQ5qJ3s="),
+    "{SSHA}": ("hashcat", "{SSHA}AZKja92fbuuB9SpRlHqaoXxbTc43Mzc2MDM1Ng=="),
+    "{SSHA512}": (
+        "hashcat",
+        "{SSHA512}ALtwKGBdRgD+U0fPAy31C28RyKYx7+a8kmfksccsOeLknLHv2DBXYI7TDnTolQMBuPkWDISgZr2cHfnNPFjGZTEyNDU4OTkw",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+async def test_a_hash_that_is_fast_to_guess_is_kept_within_argon2id(name: str, credentials: Credentials) -> None:
+    password, text = FAST[name]
+    fast = ldap.read(text)
+    assert fast is not None
+    stored = fast.wrap(8192, 1, 1)
+    assert fast.digest not in stored.digest
+    assert parse(stored.setting.phc).memory_kib == 8192
+    assert await credentials.digest(stored.setting, password) == stored.digest
+    assert await credentials.digest(stored.setting, password + "!") != stored.digest
+    assert credentials.is_weaker(stored.setting)
+    assert foreign.read(foreign.write(stored)) == stored
+    assert fast.wrap(8192, 1, 1).setting != stored.setting  # a salt of its own each time
+    with pytest.raises(InvalidHash):
+        foreign.read(text)  # as it is, it is not stored
+
+
+@pytest.mark.parametrize(
+    "name", ["ldap_salted_sha1", "ldap_salted_sha256", "ldap_salted_sha512", "ldap_md5", "ldap_salted_md5"]
+)
+def test_passlibs_ldap_hashes_are_read(name: str) -> None:
+    import passlib.hash
+
+    fast = ldap.read(getattr(passlib.hash, name).hash(TYPED))
+    assert fast is not None
+    stored = fast.wrap(8192, 1, 1)
+    assert parse(stored.setting.phc).derive(TYPED.encode()) == stored.digest
+
+
+@pytest.mark.parametrize("name", ["phpass", "sha256_crypt", "sha512_crypt"])
+def test_what_passlib_writes_is_read_and_what_is_written_passlib_reads(name: str) -> None:
+    import passlib.hash
+
+    handler = getattr(passlib.hash, name).using(rounds=13 if name == "phpass" else 1000)
+    stored = foreign.read(handler.hash(TYPED))
+    assert parse(stored.setting.phc).derive(TYPED.encode()) == stored.digest
+    assert handler.verify(TYPED, foreign.write(stored))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{SSHA}", "has not the length"),
+        ("{SSHA}AAAA", "has not the length"),
+        ("{SHA}AZKja92fbuuB9SpRlHqaoXxbTc43Mzc2MDM1Ng==", "has not the length"),
+        ("{SSHA}uJ6qx+YUFzQbcQtyd2gpTQ5qJ3s=", "has not the length"),
+        ("{SSHA}****", "not base64"),
+        ("{UNIX}root", "not a kind of hash"),
+        ("{CRYPT}{CRYPT}{CRYPT}x", "not a kind of hash"),
+        ("$6$rounds=99$salt$" + "a" * 86, "rounds must be"),
+        ("$6$rounds=1000000$salt$" + "a" * 86, "rounds must be"),
+        ("$6$sa:lt$" + "a" * 86, "not a crypt hash"),
+        ("$5$salt$" + "a" * 86, "bytes instead of"),
+        ("$y$jFT$abcdefgh$" + "a" * 43, "costs must be one of"),
+        ("$y$j9T$$" + "a" * 43, "not a yescrypt"),
+        ("$P$/84478476IagS59wHZvyQMArzfx58u.", "rounds must be"),
+        ("$P$984478476", "not a hash of phpass"),
+        ("$S$z33783772bRXEx1aCsvY.dqgaaSu76XmVlKrW9Qu8IQlvxHlmzLf", "rounds must be"),
+        ("$1$salt$abcdefghijklmnopqrstuv", "not a kind of hash"),
+        ('{"secretData": 1, "credentialData": 2}', "is damaged"),
+        ('{"secretData": "{}", "credentialData": "{}"}', "is damaged"),
+        ('{"secretData": "' + "[" * 900, "is damaged"),
+        ("{" * 1000, "not a kind of hash"),
+    ],
+)
+def test_what_is_damaged_or_too_costly_of_the_old_kinds_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidHash, match=said):
+        assert ldap.read(text) is None
+        foreign.read(text)
+
+
+def test_without_a_c_library_that_knows_it_a_crypt_hash_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy_kinds, "_libcrypt", lambda: None)
+    with pytest.raises(InvalidHash, match="this system's C library does not know yescrypt"):
+        foreign.read(PUBLISHED["libxcrypt yescrypt"][1])
+
+
+def test_the_c_librarys_crypt_takes_the_settings_that_it_makes() -> None:
+    """What is used of libxcrypt, and its costs: see `YESCRYPT_COSTS`."""
+    library = legacy_kinds._libcrypt()
+    if library is None:
+        pytest.skip("this system has no libxcrypt")
+    for costs in YESCRYPT_COSTS[:5]:
+        kind = parse(f"$yescrypt${costs}$" + "A" * 22)
+        assert kind.derive(b"hashcat") not in (bytes(32), kind.derive(b"another"))

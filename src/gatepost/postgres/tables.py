@@ -105,7 +105,18 @@ SETTING = (
         "ln=([1-9]|1[0-4]),r=[1-8],p=([1-9]|1[0-6]))(,l=[1-6][0-9])?$'"
         for kind in ("scrypt", "firebase-scrypt")
     )
-    + " ELSE false END"
+    + " WHEN 'sha256-crypt' THEN split_part(setting, '$', 3) ~ '^rounds=[1-9][0-9]{3,5}$'"
+    " WHEN 'sha512-crypt' THEN split_part(setting, '$', 3) ~ '^rounds=[1-9][0-9]{3,5}$'"
+    " WHEN 'yescrypt' THEN split_part(setting, '$', 3) ~ '^j([78]5|[789A-D]T)$'"
+    # phpass and Drupal 7: 2^7 to 2^17 rounds
+    " WHEN 'phpass' THEN split_part(setting, '$', 3) ~ '^n=([7-9]|1[0-7])$'"
+    " WHEN 'drupal' THEN split_part(setting, '$', 3) ~ '^n=([7-9]|1[0-7])$'"
+    " WHEN 'wp-bcrypt' THEN split_part(setting, '$', 3) ~ '^t=2b,r=([4-9]|1[0-4])$'"
+    # LDAP's within Argon2id: as argon2
+    " WHEN 'ldap-argon2id' THEN split_part(setting, '$', 3) ~ '^h=(md5|sha1|sha256|sha512),"
+    "m=([1-9][0-9]{0,4}|1[0-9]{5}|2[0-5][0-9]{4}|26[01][0-9]{3}|262(0[0-9]{2}|1[0-3][0-9]|14[0-4])),"
+    "t=([1-9]|10),p=([1-9]|1[0-6])$'"
+    " ELSE false END"
 )
 
 # A table of its own: a listing of users cannot leak a digest, and its grants can differ.

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TextIO
 
@@ -20,6 +20,7 @@ from gatepost.security.credentials.foreign import Firebase
 from gatepost.transfer import queries
 from gatepost.transfer.importing import Counts, Import, ImportStopped
 from gatepost.transfer.lines import MAX_LINE, Format, Refusal, Source, UnusableFile
+from gatepost.transfer.sources import SOURCES
 from gatepost.transfer.users import Judge
 
 SHOWN = 20  # refused lines on the terminal; --report has all
@@ -31,6 +32,12 @@ def import_users(  # noqa: PLR0913 (each is an option of the command)
     *,
     format_: Annotated[
         str | None, typer.Option("--format", help="jsonl or csv; otherwise by the file's name.", show_default=False)
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Whose export the file is: auth0, firebase, keycloak or supabase.", show_default=False
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge every line, change nothing.")] = False,
     report: Annotated[
@@ -48,15 +55,18 @@ def import_users(  # noqa: PLR0913 (each is an option of the command)
     settings = Config.load(config)
     firebase = _firebase(firebase_signer_key_file, firebase_salt_separator, firebase_rounds, firebase_mem_cost)
     judge = Judge(settings.passwords.peppers, firebase)
+    convert = _convert(from_)
+    passwords = settings.passwords
+    costs = (passwords.memory_kib, passwords.iterations, passwords.parallelism)
     with (
         _opened(file) as source_file,
         _refusals(report) as refuse,
         _connection(settings) as connection,
         _progress(source_file) as advanced,
     ):
-        source = Source(source_file, _format(file, format_))
+        source = Source(source_file, _format(file, format_, from_), convert)
         try:
-            counts = Import(connection, judge, dry_run, refuse, advanced).run(source)
+            counts = Import(connection, judge, dry_run, refuse, advanced, costs).run(source)
         except (ImportStopped, UnusableFile, queries.Pooled) as error:
             raise CommandError(f"{file}: {error}") from None
     would = "would be " if dry_run else ""
@@ -128,7 +138,17 @@ def _opened(file: str) -> Iterator[BinaryIO]:
         yield opened
 
 
-def _format(file: str, given: str | None) -> Format:
+def _convert(name: str | None) -> Callable[[Mapping[str, Any]], dict[str, Any]] | None:
+    if name is not None and name not in SOURCES:
+        raise CommandError(f"--from {name}: there are {', '.join(SOURCES)}")
+    return SOURCES[name] if name else None
+
+
+def _format(file: str, given: str | None, source: str | None) -> Format:
+    if source in {"firebase", "keycloak"} and given is None:
+        return "json"
+    if source == "auth0" and given is None:
+        return "jsonl"
     wanted = given or {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(Path(file).suffix.lower())
     if wanted == "csv":
         return "csv"

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from gatepost.postgres import blocking
+from gatepost.security.credentials import cores
 from gatepost.transfer import queries
 from gatepost.transfer.lines import Refusal, Source
 from gatepost.transfer.users import ImportedUser, Judge
@@ -15,6 +16,7 @@ from gatepost.transfer.users import ImportedUser, Judge
 # With smaller ones reader and Postgres wait for each other more often. In bytes too, since profiles may be large.
 BATCH = 10_000
 BATCH_BYTES = 4 * 1024 * 1024  # of the file
+WRAPPED = 200  # hashes in a batch that are wrapped: a few seconds
 
 
 class ImportStopped(Exception):
@@ -32,15 +34,18 @@ class Counts:
 
 @dataclass(slots=True)
 class _Batch:
-    """``position``: where in the file it begins, and once it is handed over, where it ends. ``ids``: of ``users``."""
+    """``position``: where in the file it begins, and once it is handed over, where it ends. ``ids``: of ``users`` and
+    of those whose hashes are being wrapped.
+    """
 
     users: list[queries.Row] = field(default_factory=list)
+    wrapping: "list[Future[ImportedUser]]" = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     refusals: list[Refusal] = field(default_factory=list)
     position: int = 0
 
     def __len__(self) -> int:
-        return len(self.users) + len(self.refusals)
+        return len(self.users) + len(self.wrapping) + len(self.refusals)
 
 
 @dataclass(slots=True)
@@ -52,6 +57,8 @@ class Import:
     dry: bool
     refuse: Callable[[Refusal], None]
     advanced: Callable[[Counts, int], None]
+    costs: tuple[int, int, int] = (19456, 2, 1)
+    """Of the Argon2id within which fast hashes are kept: memory in KiB, passes, lanes."""
     counts: Counts = field(default_factory=Counts)
     _run: str = field(default_factory=lambda: str(uuid4()))
 
@@ -60,17 +67,24 @@ class Import:
         with self._stopping():
             queries.prepare(self.connection)
         # A thread for Postgres: it waits, and this one goes on reading. One batch is stored, one is being read.
-        with ThreadPoolExecutor(1, thread_name_prefix="import") as thread:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="import") as thread,
+            ThreadPoolExecutor(cores(), thread_name_prefix="wrapping") as hashing,
+        ):
             storing: Future[_Batch] | None = None
             batch = _Batch()
             for record in source.records():
                 judged = record if isinstance(record, Refusal) else self.judge(record)
                 again = isinstance(judged, ImportedUser) and judged.id in batch.ids
-                if again or len(batch) >= BATCH or source.position - batch.position >= BATCH_BYTES:
+                full = len(batch) >= BATCH or source.position - batch.position >= BATCH_BYTES
+                if again or full or len(batch.wrapping) >= WRAPPED:
                     storing = self._hand_over(thread, batch, source, storing)
                     batch = _Batch(position=source.position)
                 if isinstance(judged, Refusal):
                     batch.refusals.append(judged)
+                elif judged.fast is not None and not self.dry:
+                    batch.wrapping.append(hashing.submit(judged.wrapped, *self.costs))
+                    batch.ids.add(judged.id)
                 else:
                     batch.users.append(queries.row(judged))
                     batch.ids.add(judged.id)
@@ -83,6 +97,8 @@ class Import:
         self, thread: ThreadPoolExecutor, batch: _Batch, source: Source, before: "Future[_Batch] | None"
     ) -> "Future[_Batch]":
         batch.position = source.position
+        if batch.wrapping:
+            batch.users = sorted([*batch.users, *(queries.row(user.result()) for user in batch.wrapping)])
         if before is not None:
             self._done(before)
         return thread.submit(self._store, batch)

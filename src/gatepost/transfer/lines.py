@@ -2,13 +2,13 @@
 
 import csv
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 from gatepost.errors import Problem
 from gatepost.http import strict_json
 
-Format: TypeAlias = Literal["jsonl", "csv"]
+Format: TypeAlias = Literal["jsonl", "csv", "json"]
 MAX_LINE = 64 * 1024
 # Lines of one row of CSV: a profile may be written over several. Each line is read as often as that at most, since
 # after what is no row the next line is read anew.
@@ -52,17 +52,65 @@ class UnusableFile(Exception):
 
 
 class Source:
-    """A file, read line by line in bounded memory. ``position``: bytes read so far."""
+    """A file, read line by line in bounded memory. ``position``: bytes read so far.
 
-    def __init__(self, file: BinaryIO, format_: Format) -> None:
+    ``convert``: gives what a record of another service's export says in the names of ours. The format `json` is one
+    object whose ``users`` are the records.
+    """
+
+    def __init__(
+        self, file: BinaryIO, format_: Format, convert: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    ) -> None:
         self._file = file
         self._format = format_
+        self._convert = convert
         self._line = 0
         self.position = 0
 
     def records(self) -> Iterator[Record | Refusal]:
         """What each line says, or why it says nothing."""
-        return self._csv() if self._format == "csv" else self._jsonl()
+        match self._format:
+            case "csv":
+                return self._csv()
+            case "json":
+                return self._elements()
+            case _:
+                return self._jsonl()
+
+    def read(self, size: int) -> bytes:
+        """For a parser: the next bytes of the file."""
+        piece = self._file.read(size)
+        self.position += len(piece)
+        return piece
+
+    def _elements(self) -> Iterator[Record | Refusal]:
+        # Imported here: only these files need it.
+        import ijson  # noqa: PLC0415
+
+        try:
+            for element in ijson.items(self, "users.item", use_float=True):
+                self._line += 1
+                yield self._judged(element)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise UnusableFile(f"after {self._line} users it is not JSON: {str(error).splitlines()[0]}") from None
+        if not self._line:
+            raise UnusableFile("it is no JSON object with a list of users")
+
+    def _judged(self, value: Any) -> Record | Refusal:
+        try:
+            if not isinstance(value, dict):
+                return Refusal(self._line, "is not a JSON object")
+            strict_json.refuse_bad_characters(value)
+            if len(strict_json.encode(value)) > MAX_LINE:
+                return Refusal(self._line, f"has more than {MAX_LINE} characters")
+        except Problem as error:
+            return Refusal(self._line, str(error).replace("The body", "it"))
+        except RecursionError:
+            return Refusal(self._line, "is nested too deeply")
+        return Record(self._line, self._converted(value))
+
+    def _converted(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return self._convert(fields) if self._convert else fields
 
     def _lines(self) -> Iterator[bytes | Refusal]:
         while line := self._file.readline(MAX_LINE + 1):
@@ -89,9 +137,9 @@ class Source:
             return Refusal(self._line, str(error).replace("The body", "the line"))
         if not isinstance(fields, dict):
             return Refusal(self._line, "the line is not a JSON object")
-        if unknown := fields.keys() - COLUMNS:
+        if self._convert is None and (unknown := fields.keys() - COLUMNS):
             return Refusal(self._line, f"there is no key {min(unknown)[:40]!r}")
-        return Record(self._line, fields)
+        return Record(self._line, self._converted(fields))
 
     def _csv(self) -> Iterator[Record | Refusal]:
         rows = iter(_Rows(self._text()))
@@ -99,12 +147,13 @@ class Source:
         if isinstance(first, Refusal):
             raise UnusableFile(first.reason.replace("the line", "its first line"))
         _, header = first
-        for number, name in enumerate(header, 1):
+        for number, name in enumerate(header if self._convert is None else (), 1):
             if name not in COLUMNS:  # not quoted: in a file without a header it may be a hash
                 known = ", ".join(sorted(COLUMNS))
                 raise UnusableFile(f"its first line must name the columns; number {number} is none of {known}")
-        if "username" not in header or len(set(header)) < len(header):
-            raise UnusableFile("its first line must name the columns, each once, username among them")
+        needed = "username" if self._convert is None else "email"
+        if needed not in header or len(set(header)) < len(header):
+            raise UnusableFile(f"its first line must name the columns, each once, {needed} among them")
         for row in rows:
             yield row if isinstance(row, Refusal) else self._row(row[0], header, row[1])
 
@@ -118,13 +167,14 @@ class Source:
             except UnicodeDecodeError:
                 yield _Line(self._line, "", Refusal(self._line, "the line is not UTF-8"))
 
-    @staticmethod
-    def _row(line: int, header: list[str], row: list[str]) -> Record | Refusal:
+    def _row(self, line: int, header: list[str], row: list[str]) -> Record | Refusal:
         if len(row) != len(header):
             return Refusal(line, f"the line has {len(row)} fields instead of {len(header)}")
         fields: dict[str, Any] = {name: value for name, value in zip(header, row, strict=True) if value}
         if "\0" in "".join(row):
             return Refusal(line, "a field contains U+0000")
+        if self._convert is not None:
+            return Record(line, self._convert(fields))
         fields["roles"] = fields.get("roles", "").split()
         if "email_verified" in fields:
             fields["email_verified"] = _BOOLEANS.get(fields["email_verified"].lower(), fields["email_verified"])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from gatepost.http import strict_json
 from gatepost.postgres.connection import is_pooled
 from gatepost.security.credentials import Setting, Stored, foreign
-from gatepost.security.credentials.kinds import InvalidSetting
+from gatepost.security.credentials.limits import InvalidSetting
 from gatepost.transfer.lines import Refusal
 from gatepost.transfer.users import ImportedUser
 
@@ -131,7 +131,7 @@ class Row(NamedTuple):
 
 def row(user: ImportedUser) -> Row:
     """A user as `add` takes it."""
-    line, id_, username, canonical, roles, profile, created, disabled, emails, setting, digest, norm, pepper = user
+    line, id_, username, canonical, roles, profile, created, disabled, emails, setting, digest, norm, pepper, _ = user
     return Row(
         line,
         (

@@ -12,8 +12,9 @@ from gatepost.accounts.profile import MAX_BYTES, size
 from gatepost.http import strict_json
 from gatepost.mail.queries import MOST
 from gatepost.security import email
-from gatepost.security.credentials import NORM, RAW, foreign
-from gatepost.security.credentials.foreign import Firebase, InvalidHash
+from gatepost.security.credentials import NORM, RAW, foreign, ldap
+from gatepost.security.credentials.foreign import Firebase
+from gatepost.security.credentials.limits import InvalidHash
 from gatepost.security.names import MAX_ROLES, ROLE, InvalidName, canonical, display
 from gatepost.transfer.lines import Record, Refusal
 
@@ -24,7 +25,10 @@ _NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
 class ImportedUser(NamedTuple):
-    """A user as it is copied into the database: text or None, in the order of the staging table's columns."""
+    """A user as it is copied into the database: text or None, in the order of the staging table's columns.
+
+    ``fast``: a hash that is to be wrapped first, which takes as long as a login; `wrapped` has the result.
+    """
 
     line: int
     id: str
@@ -39,6 +43,13 @@ class ImportedUser(NamedTuple):
     digest: bytes | None
     norm: str | None
     pepper: str | None
+    fast: ldap.Fast | None = None
+
+    def wrapped(self, memory_kib: int, iterations: int, parallelism: int) -> "ImportedUser":
+        """The same with its hash within Argon2id of these costs."""
+        assert self.fast is not None
+        stored = self.fast.wrap(memory_kib, iterations, parallelism)
+        return self._replace(setting=stored.setting.phc, digest=stored.digest, norm=stored.norm, fast=None)
 
 
 class _Wrong(ValueError):
@@ -76,23 +87,27 @@ class Judge:
         except _Wrong as error:
             return Refusal(record.line, str(error))
 
-    def _password(self, fields: Mapping[str, Any]) -> tuple[str | None, bytes | None, str | None, str | None]:
+    def _password(
+        self, fields: Mapping[str, Any]
+    ) -> tuple[str | None, bytes | None, str | None, str | None, ldap.Fast | None]:
         text, salt = _text(fields, "hash"), _text(fields, "salt")
         norm, pepper = _text(fields, "norm"), _text(fields, "pepper")
         # Django writes "!" and random text for an unusable password.
         if text is None or text.startswith("!"):
-            return None, None, None, None
+            return None, None, None, None, None
         if norm not in {None, NORM, RAW}:
             raise _Wrong(f"norm: must be {NORM} or {RAW}")
         if pepper is not None and pepper not in self._peppers:
             raise _Wrong("pepper: is not among the configured ones (passwords.peppers)")
+        if salt is None and (fast := ldap.read(text)):
+            return None, None, None, None, fast
         if salt is None:
             stored = foreign.read(text)
         elif self._firebase is None:
             raise _Wrong("salt: is Firebase's; give its parameters (--firebase-signer-key-file)")
         else:
             stored = self._firebase.read(text, salt)
-        return stored.setting.phc, stored.digest, norm or RAW, pepper
+        return stored.setting.phc, stored.digest, norm or RAW, pepper, None
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:

@@ -15,11 +15,11 @@ from gatepost.security.credentials.kinds import (
     DIGEST_BYTES,
     SALT_BYTES,
     Argon2,
-    InvalidSetting,
     Kind,
     parse,
     setting_of,
 )
+from gatepost.security.credentials.limits import InvalidSetting
 from gatepost.security.credentials.password import NORM, RAW, Setting, Stored, prepare, secret_bytes
 from gatepost.security.credentials.population import Population, stored_schemes
 from gatepost.security.deployment_keys import deployment_key

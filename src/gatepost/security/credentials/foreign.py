@@ -1,33 +1,32 @@
 """Hashes as other systems write them, and ours: read for an import, written for an export."""
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from gatepost.security.credentials.alphabets import (
+    CRYPT_ALPHABET,
     from_adapted_base64,
     from_base64,
     from_bcrypt_base64,
+    from_crypt_base64,
     to_adapted_base64,
     to_base64,
 )
-from gatepost.security.credentials.kinds import (
+from gatepost.security.credentials.kinds import Bcrypt, Kind, parse, setting_of
+from gatepost.security.credentials.legacy_kinds import Crypt, Portable, crypt_text
+from gatepost.security.credentials.limits import (
+    CRYPT_ROUNDS,
     MAX_DIGEST_BYTES,
+    MAX_HASH,
     MAX_SALT_BYTES,
-    Bcrypt,
+    InvalidHash,
     InvalidSetting,
-    Kind,
-    parse,
-    setting_of,
 )
 from gatepost.security.credentials.password import RAW, Setting, Stored
-
-MAX_HASH = 1024  # characters
-
-
-class InvalidHash(ValueError):
-    """The text is no hash that can be imported; the message says why, without repeating it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,8 @@ def read(text: str) -> Stored:
         raise InvalidHash(f"has more than {MAX_HASH} characters")
     head = text.split("$", 2)
     try:
+        if text.startswith("{"):
+            return _braced(text)
         if head[0]:
             return _named(text, head[0])
         reader = _MODULAR.get(head[1] if len(head) > 1 else "", _phc)
@@ -78,13 +79,15 @@ def read(text: str) -> Stored:
         raise
     except InvalidSetting as error:
         raise InvalidHash(str(error)) from None
-    except ValueError:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         raise InvalidHash("is damaged: its fields are not what its beginning announces") from None
 
 
 def write(stored: Stored) -> str:
     """What `read` makes the same digest of; the norm and the pepper go beside it."""
     kind = parse(stored.setting.phc)
+    if isinstance(kind, Crypt | Portable):
+        return crypt_text(kind, stored.digest)
     text = type(kind).encode(stored.digest)
     return stored.setting.phc + ("" if isinstance(kind, Bcrypt) and kind.variant == "$2b" else "$") + text
 
@@ -153,7 +156,66 @@ def _pbkdf2(text: str) -> Stored:
     return _stored(f"${name}${_number(iterations)}", from_adapted_base64(salt), from_adapted_base64(digest))
 
 
+def _wordpress(text: str) -> Stored:
+    """``$wp$2y$10$…``."""
+    inner = _bcrypt(text.removeprefix("$wp"))
+    _, _, rounds, salt = inner.setting.phc.split("$")
+    return _checked(parse(f"$wp-bcrypt$t=2b,r={int(rounds)}${salt}"), inner.digest)
+
+
+def _prefixed_bcrypt(text: str) -> Stored:
+    """As `write` has it: ``$wp-bcrypt$t=2b,r=10$salt$digest``."""
+    _, name, costs, salt, digest = text.split("$")
+    return _checked(parse(f"${name}${costs}${salt}"), from_bcrypt_base64(digest))
+
+
+def _crypt(text: str) -> Stored:
+    """``$5$`` and ``$6$``, with or without ``rounds=…$``."""
+    match = re.fullmatch(r"\$([56])\$(?:rounds=(\d{1,9})\$)?([./0-9A-Za-z]{0,16})\$([./0-9A-Za-z]+)", text)
+    if not match:
+        raise InvalidSetting("not a crypt hash of the kinds $5$ and $6$")
+    name, rounds = "sha256-crypt" if match[1] == "5" else "sha512-crypt", int(match[2] or 5000)
+    if rounds not in CRYPT_ROUNDS:
+        raise InvalidSetting(f"crypt's rounds must be {CRYPT_ROUNDS[0]} to {CRYPT_ROUNDS[-1]}")
+    return _of_crypt(f"${name}$rounds={rounds}", match[3], match[4])
+
+
+def _yescrypt(text: str) -> Stored:
+    match = re.fullmatch(r"\$y\$([./0-9A-Za-z]{3})\$([./0-9A-Za-z]{1,64})\$([./0-9A-Za-z]{43})", text)
+    if not match:
+        raise InvalidSetting("not a yescrypt hash of the costs that are known")
+    return _of_crypt(f"$yescrypt${match[1]}", match[2], match[3])
+
+
+def _portable(text: str) -> Stored:
+    """phpass' ``$P$`` and ``$H$``, Drupal's ``$S$``: the rounds in one letter, eight letters of salt."""
+    match = re.fullmatch(r"\$[PHS]\$([./0-9A-Za-z])([./0-9A-Za-z]{8})([./0-9A-Za-z]+)", text)
+    if not match:
+        raise InvalidSetting("not a hash of phpass or Drupal 7")
+    name = "drupal" if text[1] == "S" else "phpass"
+    return _of_crypt(f"${name}$n={CRYPT_ALPHABET.index(match[1])}", match[2], match[3])
+
+
+def _of_crypt(scheme: str, salt: str, digest: str) -> Stored:
+    return _checked(parse(f"{scheme}${to_base64(salt.encode())}"), from_crypt_base64(digest))
+
+
+def _wrapped(text: str) -> Stored:
+    """As `write` has it."""
+    _, name, costs, salt, digest = text.split("$")
+    return _checked(parse(f"${name}${costs}${salt}"), from_base64(digest))
+
+
 _MODULAR: dict[str, Callable[[str], Stored]] = {
+    "5": _crypt,
+    "6": _crypt,
+    "y": _yescrypt,
+    "P": _portable,
+    "H": _portable,
+    "S": _portable,
+    "wp": _wordpress,
+    "wp-bcrypt": _prefixed_bcrypt,
+    "ldap-argon2id": _wrapped,
     "2a": _bcrypt,
     "2b": _bcrypt,
     "2y": _bcrypt,
@@ -244,3 +306,42 @@ def _scrypt(n: str, r: str, p: str) -> str:
     if ln < 1 or 1 << ln != int(n):
         raise InvalidSetting("scrypt's N must be a power of 2")
     return f"$scrypt$ln={ln},r={_number(r)},p={_number(p)}"
+
+
+# --- forms in braces: LDAP's that are slow to compute (`ldap` has the others), and Keycloak's JSON
+
+
+def _braced(text: str) -> Stored:
+    name, brace, rest = text.partition("}")
+    if brace and name.upper() in {"{CRYPT", "{BCRYPT", "{ARGON2"}:
+        return read(rest)
+    if '"secretData"' in text or '"credentialData"' in text:
+        return _keycloak(text)
+    raise InvalidSetting("not a kind of hash that Gatepost knows")
+
+
+def _keycloak(text: str) -> Stored:
+    """A credential of a user as Keycloak exports it; both of its parts are JSON in text, too."""
+    credential = json.loads(text)
+    secret, data = (_object(credential[part]) for part in ("secretData", "credentialData"))
+    digest, salt = base64.b64decode(secret["value"]), base64.b64decode(secret["salt"])
+    algorithm, iterations = data["algorithm"], int(data["hashIterations"])
+    if algorithm == "argon2":
+        more = {name: values[0] for name, values in _object(data.get("additionalParameters", {})).items()}
+        version = {"1.3": 19, "1.0": 16}[more.get("version", "1.3")]
+        variant = {"id": "argon2id", "i": "argon2i"}[more.get("type", "id")]
+        costs = f"m={int(more['memory'])},t={iterations},p={int(more['parallelism'])}"
+        return _stored(f"${variant}$v={version}${costs}", salt, digest, sized=True)
+    suffix = {"pbkdf2": "", "pbkdf2-sha256": "-sha256", "pbkdf2-sha512": "-sha512"}.get(algorithm)
+    if suffix is None:
+        raise InvalidSetting("Keycloak's hash is of another kind than pbkdf2 and argon2")
+    # Keycloak derives 64 bytes of each. PBKDF2's blocks are independent, and the first one says as much as all.
+    size = {"": 20, "-sha256": 32, "-sha512": 64}[suffix]
+    return _stored(f"$pbkdf2{suffix}${iterations}", salt, digest[:size])
+
+
+def _object(value: Any) -> Any:
+    value = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        raise TypeError
+    return value

@@ -22,30 +22,27 @@ from gatepost.security.credentials.alphabets import (
     to_base64,
     to_bcrypt_base64,
 )
+from gatepost.security.credentials.legacy_kinds import Crypt, Portable, Wrapped
+from gatepost.security.credentials.limits import (
+    BCRYPT_ROUNDS,
+    MAX_ARGON2_ITERATIONS,
+    MAX_ARGON2_LANES,
+    MAX_ARGON2_MEMORY_KIB,
+    MAX_DIGEST_BYTES,
+    MAX_PBKDF2_ITERATIONS,
+    MAX_SALT_BYTES,
+    MAX_SCRYPT_LN,
+    MAX_SCRYPT_P,
+    MAX_SCRYPT_R,
+    MAX_SMALL_SCRYPT_P,
+    MIN_DIGEST_BYTES,
+    SMALL_SCRYPT_LN,
+    InvalidSetting,
+    at_most,
+)
 
 SALT_BYTES = 16
 DIGEST_BYTES = 32
-
-# What a login may cost at most. The table's CHECK says the same once more (tables.py).
-MAX_ARGON2_MEMORY_KIB = 256 * 1024
-MAX_ARGON2_ITERATIONS = 10
-MAX_ARGON2_LANES = 16  # each is a thread
-BCRYPT_ROUNDS = range(4, 15)
-MAX_PBKDF2_ITERATIONS = 2_000_000
-MAX_SCRYPT_LN, MAX_SCRYPT_R, MAX_SCRYPT_P = 17, 8, 4
-# With a smaller N, p may be larger at half that cost: Django's own is N = 2^14, p = 5 (OWASP's cheat sheet).
-SMALL_SCRYPT_LN, MAX_SMALL_SCRYPT_P = 14, 16
-MIN_DIGEST_BYTES, MAX_DIGEST_BYTES = 16, 64
-MAX_SALT_BYTES = 64
-
-
-class InvalidSetting(ValueError):
-    """The setting is of no kind we know, or costs too much; the message says which, without its salt."""
-
-
-def _at_most(what: str, value: int, limit: int) -> None:
-    if not 1 <= value <= limit:
-        raise InvalidSetting(f"{what} must be 1 to {limit}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +71,9 @@ class Argon2:
     def of(cls, variant: str, version: str, m: str, t: str, p: str, length: str | None, salt: str) -> Self:
         """From the form's groups."""
         it = cls(variant, int(version), int(m), int(t), int(p), int(length or DIGEST_BYTES), from_base64(salt))
-        _at_most("argon2's m", it.memory_kib, MAX_ARGON2_MEMORY_KIB)
-        _at_most("argon2's t", it.iterations, MAX_ARGON2_ITERATIONS)
-        _at_most("argon2's p", it.parallelism, MAX_ARGON2_LANES)
+        at_most("argon2's m", it.memory_kib, MAX_ARGON2_MEMORY_KIB)
+        at_most("argon2's t", it.iterations, MAX_ARGON2_ITERATIONS)
+        at_most("argon2's p", it.parallelism, MAX_ARGON2_LANES)
         if it.memory_kib < 8 * it.parallelism:
             raise InvalidSetting("argon2's m must be at least 8 times its p")
         return it
@@ -113,16 +110,22 @@ _PREHASH: dict[str, Callable[[bytes, str], bytes]] = {
     "$bcrypt-sha256$v=1,t=2b": lambda secret, _: base64.b64encode(hashlib.sha256(secret).digest()),
     "$bcrypt-sha256$v=2,t=2b": lambda secret, salt: base64.b64encode(hmac.digest(salt.encode(), secret, "sha256")),
     "$django-bcrypt-sha256$t=2b": lambda secret, _: hashlib.sha256(secret).hexdigest().encode(),
+    # WordPress 6.8 takes away the same characters when a password is chosen.
+    "$wp-bcrypt$t=2b": lambda secret, _: base64.b64encode(
+        hmac.digest(b"wp-sha384", secret.strip(b" \t\n\r\0\x0b"), "sha384")
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Bcrypt:
-    """``$2b$rounds$salt``; what ``$2a$`` and ``$2y$`` meant is the same. Also of a SHA-256, as passlib and Django."""
+    """``$2b$rounds$salt``; what ``$2a$`` and ``$2y$`` meant is the same. Also of a digest: passlib's, Django's and
+    WordPress'.
+    """
 
     family: ClassVar[str] = "bcrypt"
     form: ClassVar[re.Pattern[str]] = re.compile(
-        r"(\$2b\$|\$(?:bcrypt-sha256\$v=[12]|django-bcrypt-sha256\$t=2b),(?:t=2b,)?r=)(\d{1,2})\$([./A-Za-z0-9]{22})"
+        r"(\$2b\$|\$(?:bcrypt-sha256\$v=[12]|(?:django-bcrypt-sha256|wp-bcrypt)\$t=2b),(?:t=2b,)?r=)(\d{1,2})\$([./A-Za-z0-9]{22})"
     )
     encode: ClassVar[Callable[[bytes], str]] = staticmethod(to_bcrypt_base64)
     length: ClassVar[int] = 23
@@ -178,7 +181,7 @@ class Pbkdf2:
     def of(cls, suffix: str, iterations: str, salt: str) -> Self:
         """From the form's groups."""
         it = cls(suffix.removeprefix("-") or "sha1", int(iterations), from_adapted_base64(salt))
-        _at_most("PBKDF2's iterations", it.iterations, MAX_PBKDF2_ITERATIONS)
+        at_most("PBKDF2's iterations", it.iterations, MAX_PBKDF2_ITERATIONS)
         return it
 
     @property
@@ -224,8 +227,8 @@ class Scrypt:
         it = cls(variant, int(ln), int(r), int(p), int(length or DIGEST_BYTES), from_base64(salt))
         if it.ln > MAX_SCRYPT_LN:
             raise InvalidSetting(f"scrypt's N must be at most 2^{MAX_SCRYPT_LN}")
-        _at_most("scrypt's r", it.r, MAX_SCRYPT_R)
-        _at_most("scrypt's p", it.p, MAX_SMALL_SCRYPT_P if it.ln <= SMALL_SCRYPT_LN else MAX_SCRYPT_P)
+        at_most("scrypt's r", it.r, MAX_SCRYPT_R)
+        at_most("scrypt's p", it.p, MAX_SMALL_SCRYPT_P if it.ln <= SMALL_SCRYPT_LN else MAX_SCRYPT_P)
         if it.ln >= 16 * it.r:  # RFC 7914 §6; nothing computes it
             raise InvalidSetting("scrypt's N must be less than 2^(16 r)")
         return it
@@ -267,8 +270,8 @@ def _aes_key_stream(key: bytes, length: int) -> bytes:
     return encryptor.update(bytes(length)) + encryptor.finalize()
 
 
-Kind: TypeAlias = Argon2 | Bcrypt | Pbkdf2 | Scrypt
-_KINDS: tuple[type[Argon2] | type[Bcrypt] | type[Pbkdf2] | type[Scrypt], ...] = (Argon2, Bcrypt, Pbkdf2, Scrypt)
+Kind: TypeAlias = Argon2 | Bcrypt | Pbkdf2 | Scrypt | Crypt | Portable | Wrapped
+_KINDS: tuple[type[Kind], ...] = (Argon2, Bcrypt, Pbkdf2, Scrypt, Crypt, Portable, Wrapped)
 
 
 def parse(setting: str) -> Kind:

@@ -12,7 +12,8 @@ from itertools import accumulate
 
 from gatepost.postgres.database import Connection, Statement
 from gatepost.security.credentials.hashing import Derived, Hasher
-from gatepost.security.credentials.kinds import SALT_BYTES, InvalidSetting, Kind, with_salt
+from gatepost.security.credentials.kinds import SALT_BYTES, Kind, with_salt
+from gatepost.security.credentials.limits import InvalidSetting
 
 # Seconds after which the stored kinds are looked at again.
 MAX_AGE = 300.0
