@@ -730,7 +730,8 @@ async def test_users_come_from_another_services_export_as_it_is(
     assert rows(
         dsn,
         "SELECT e.address, e.verified_at IS NOT NULL, u.disabled_at IS NOT NULL, "
-        "extract(year FROM u.created_at)::int FROM gatepost.users u JOIN gatepost.emails e ON e.user_id = u.id ORDER BY 1",
+        "extract(year FROM u.created_at)::int FROM gatepost.users u JOIN gatepost.emails e ON e.user_id = u.id "
+        "ORDER BY 1",
     ) == [
         ("ada@example.org", True, False, 2021),
         ("bob@example.org", False, False, 2021),

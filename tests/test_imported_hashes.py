@@ -516,8 +516,7 @@ def test_what_passlib_writes_is_read_and_what_is_written_passlib_reads(name: str
 )
 def test_what_is_damaged_or_too_costly_of_the_old_kinds_is_refused(text: str, said: str) -> None:
     with pytest.raises(InvalidHash, match=said):
-        assert ldap.read(text) is None
-        foreign.read(text)
+        _ = ldap.read(text) or foreign.read(text)
 
 
 def test_without_a_c_library_that_knows_it_a_crypt_hash_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
