@@ -65,7 +65,9 @@ def preview(
         raise CommandError(f"{kind!r} is no mail; there are {', '.join(SAMPLES)}")
     page = f"{settings.page}#code={'0' * 32}" if settings.page else None
     content = _rendered(_language(language, settings.language), kind, Templates(settings), page)
-    say(content.html if html else f"Subject: {content.subject}\n\n{content.text}".rstrip())
+    shown = content.html if html else f"Subject: {content.subject}\n\n{content.text}"
+    for line in shown.splitlines():
+        say(line)
 
 
 def queue(
