@@ -57,12 +57,12 @@ USES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("PATCH", "/account", {"username": "eve"}),
         ("PATCH", "/account", {"profile": {"a": 1}}),
         ("PUT", "/account/password", {"current": PASSWORD, "new": NEW}),
+        ("POST", "/account/password/redeem", {"code": "the-code", "new": NEW}),
     ],
     "find_secret": [
         ("PUT", "/account/password", {"current": "wrong", "new": NEW}),
         ("DELETE", "/account", {"password": PASSWORD}),
     ],
-    "find_reset": [("POST", "/account/password/redeem", {"code": "the-code", "new": NEW})],
 }
 
 

@@ -271,6 +271,12 @@ async def test_a_new_name_contains_no_at_and_an_old_one_goes_before_an_address(w
     await world.own(eve, "ada@example.org")
     token = await log_in(world.client, "ada@example.org")
     assert (await world.call("GET", "/user", token))[1]["user"]["id"] == old["id"]
+    rows(world.dsn, "UPDATE gatepost.users SET roles = '{admin}' WHERE canonical = 'eve' RETURNING 1")
+    eve = await log_in(world.client, "eve")
+    path = f"/admin/users/{old['id']}"
+    assert (await world.call("PATCH", path, eve, {"username": "Ada@example.org"}))[0] == 200
+    assert (await world.call("PATCH", path, eve, {"username": "other@example.org"}))[0] == 422
+    assert (await world.call("POST", "/admin/users", eve, {"username": "new@example.org"}))[0] == 422
     # Whoever is called so may keep the name.
     assert (await world.call("PATCH", "/account", token, {"username": "Ada@example.org"}))[0] == 200
 
@@ -433,6 +439,28 @@ async def test_a_change_of_address_is_told_to_the_old_one_which_can_undo_it(worl
     assert [
         m for m in world.mailbox.rest() if m.recipients == ["thief@example.org"] and "have changed" in m.subject
     ] == []
+
+
+async def test_a_patient_thief_is_undone_too(world: World) -> None:
+    """Whose address was verified weeks before the owner's was removed."""
+    await register(world.client, "ada")
+    token = await log_in(world.client)
+    old = await world.own(token, "old@example.org")
+    await world.own(token, "thief@example.org")
+    await world.idle()
+    rows(
+        world.dsn,
+        "UPDATE gatepost.emails SET created_at = created_at - interval '30 days', "
+        "verified_at = verified_at - interval '30 days' RETURNING 1",
+    )
+    world.mailbox.rest()
+    assert (await world.call("DELETE", f"/account/emails/{old}", token))[0] == 200
+    notice = await world.mailbox.receive("old@example.org", kind="have changed")
+    assert (await world.call("POST", "/account/emails/undo", body={"code": notice.link("undo_email")}))[0] == 200
+    addresses = rows(
+        world.dsn, "SELECT canonical, is_primary, verified_at < now() - interval '1 day' FROM gatepost.emails"
+    )
+    assert addresses == [("old@example.org", True, True)]
 
 
 async def test_an_address_that_is_removed_by_its_elder_cannot_come_back(world: World) -> None:

@@ -1,5 +1,6 @@
 """A whole conversation with a real process: what it tells its operator holds no secret."""
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -16,7 +17,8 @@ import pytest
 from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from tests.conftest import rows
-from tests.gatepost_process import Process, gatepost, running
+from tests.gatepost_process import Process, gatepost, running, until
+from tests.received_mail import Folder
 from tests.test_server import CHEAP, OPEN, environment_of
 
 PEPPER = "an-unusual-pepper-of-the-tests"
@@ -193,6 +195,49 @@ def check_lines(process: Process, talk: Conversation, dsn: Dsn) -> None:
     for kind in set(kinds):
         assert kinds.count(kind) == recorded.count(kind), kind
     assert {"authn_login_success", "authn_login_fail", "authn_password_change", "user_created"} <= set(kinds)
+
+
+def test_no_code_and_no_address_of_a_mail_is_in_a_line_a_metric_or_an_event(dsn: Dsn, tmp_path: Path) -> None:
+    folder, address, password = tmp_path / "mail", "ada@example.org", "a secret of the mail server"
+    settings = {**environment_of(dsn), **OPEN, **CHEAP, "GATEPOST_LOG__LEVEL": "debug"}
+    with running(tmp_path, **settings, GATEPOST_MAIL__DIRECTORY=str(folder)) as process:
+        ask = Conversation(process).ask
+        assert ask("POST", "/account", {"username": "ada", "password": OLD, "email": address})[0] == 201
+        token = ask("POST", "/user", {"username": "ada", "password": OLD})[1]["session_id"]
+        email = ask("GET", "/account/emails", Authorization=token)[1]["emails"][0]["id"]
+        mails = [asyncio.run(Folder(folder).receive(address))]
+        assert ask("POST", f"/account/emails/{email}/verify", {"code": "0000-0000"}, Authorization=token)[0] == 403
+        path, body = f"/account/emails/{email}/verify", {"code": mails[0].typed}
+        assert ask("POST", path, body, Authorization=token)[0] == 200
+        assert ask("POST", "/account/recovery", {"identifier": address})[0] == 202
+        mails.append(asyncio.run(Folder(folder).receive(address, kind="Choose")))
+        redemption = {"code": mails[1].typed, "identifier": address, "new": NEW}
+        assert ask("POST", "/account/password/redeem", redemption)[0] == 200
+        metrics = ask("GET", "/metrics")[1]
+        assert process.end() == 0
+    said = process.output
+    # And a server that repeats the address, and closes the door.
+    down = {"HOST": "127.0.0.1", "PORT": "1", "SECURITY": "starttls", "FROM_ADDRESS": "gatepost@example.net"}
+    down |= {"USER": "gatepost", "PASSWORD": password}
+    rows(
+        dsn,
+        "INSERT INTO gatepost.outbox (kind, user_id, address, language, created_at) "
+        "SELECT 'password_changed', id, %s, 'en', now() - interval '25 hours' FROM gatepost.users RETURNING 1",
+        address,
+    )
+    with running(
+        tmp_path, **settings, **{f"GATEPOST_MAIL__{name}": value for name, value in down.items()}
+    ) as process:
+        until(lambda: rows(dsn, "SELECT count(*) FROM gatepost.outbox") == [(0,)])
+        assert process.end() == 0
+    said += process.output
+    assert "a mail is given up" in said
+    events = str(rows(dsn, "SELECT to_jsonb(e)::text FROM gatepost.events e"))
+    codes = [mail.typed for mail in mails] + [mail.typed.replace("-", "") for mail in mails]
+    for where, text in {"log": said, "metrics": metrics, "events": events}.items():
+        for secret in (*codes, address, password):
+            assert secret not in text, where
+    assert "Traceback" not in said
 
 
 def test_a_token_is_no_request_id_by_chance(dsn: Dsn, tmp_path: Path) -> None:

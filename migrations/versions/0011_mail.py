@@ -208,6 +208,7 @@ def upgrade() -> None:
         _user(),
         _email("email_id"),
         sa.Column("address", sa.Text),
+        sa.Column("since", TIMESTAMP(timezone=True)),
         sa.Column("epoch", sa.BigInteger, nullable=False),
         sa.Column("link_hash", BYTEA, nullable=False, unique=True),
         sa.Column("typed_hash", BYTEA, unique=True),

@@ -123,8 +123,8 @@ async def change(request: web.Request, session: Session) -> web.Response:
     """Change my name or my profile (RFC 7396 merge patch)."""
     asked = await read_body(request, Change)
     name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
-    if name and name[1] != session.canonical:
-        policy.refuse_address_as_name(name[0], request.app[CONFIG])
+    if name:
+        policy.refuse_address_as_name(name[0], request.app[CONFIG], session.canonical)
     buckets = [request.app[THROTTLE].for_activity(session.canonical)]
     if name and name[1] != session.canonical:
         buckets += request.app[THROTTLE].for_rename(session.user_id)

@@ -87,9 +87,12 @@ def judge_email(text: str | None, config: Config) -> email.Address | None:
     return parse_field("email", text)
 
 
-def refuse_address_as_name(username: str, config: Config) -> None:
-    """Raise InvalidBody for a new name with an @ where users sign in with addresses too: it could be somebody's."""
-    if config.has_addresses and "@" in username:
+def refuse_address_as_name(username: str, config: Config, before: str | None = None) -> None:
+    """Raise InvalidBody for a new name with an @ where users sign in with addresses too: it could be somebody's.
+
+    ``before``: the canonical name that the user has; that may stay.
+    """
+    if config.has_addresses and "@" in username and canonical(username) != before:
         message = "must not contain @: give an address as email"
         raise InvalidBody([FieldError("username", "invalid_username", message)])
 

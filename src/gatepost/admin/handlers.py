@@ -145,6 +145,8 @@ async def change_user(request: web.Request, session: Session) -> web.Response:
         current = await lock_profile(connection, user_id)
         if current is None:
             raise NotFound
+        if name and "@" in name[0] and (before := await queries.read(connection, user_id)):
+            policy.refuse_address_as_name(name[0], request.app[CONFIG], before.canonical)
         what = queries.Change(
             name=name,
             profile=profile.patched(current, asked.profile) if "profile" in given else None,

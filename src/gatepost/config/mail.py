@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from gatepost.config.sections import Section
 from gatepost.config.values import HostName
 
 Language = Literal["en", "de", "fr", "es"]
+LANGUAGES: tuple[str, ...] = get_args(Language)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

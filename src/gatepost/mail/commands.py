@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from gatepost.config import Config
+from gatepost.config.mail import LANGUAGES
 from gatepost.mail.outbox import queries
-from gatepost.mail.outbox.message import Composer, Envelope
-from gatepost.mail.outbox.templating import LANGUAGES, SAMPLES, Content, Templates
-from gatepost.mail.outbox.transports import Away, Refused, transport
+from gatepost.mail.outbox.samples import SAMPLES
 from gatepost.process.console import (
     CommandError,
     ConfigOption,
@@ -30,6 +29,11 @@ LanguageOption = Annotated[str | None, typer.Option("--language", help="One of e
 
 def send_test(address: str, config: ConfigOption = None, *, language: LanguageOption = None) -> None:
     """Send a test mail to ADDRESS at once, past the outbox, and say what the server says."""
+    # Imported here and below: a process that sends nothing does without what sending needs (2 MB).
+    from gatepost.mail.outbox.message import Composer, Envelope  # noqa: PLC0415
+    from gatepost.mail.outbox.templating import Templates  # noqa: PLC0415
+    from gatepost.mail.outbox.transports import Away, Refused, transport  # noqa: PLC0415
+
     settings = Config.load(config).mail
     if not settings.sends:
         raise CommandError("there is no way for mail to leave: give mail.host or mail.directory")
@@ -37,7 +41,7 @@ def send_test(address: str, config: ConfigOption = None, *, language: LanguageOp
         to = email.parse(address).written
     except email.InvalidAddress as error:
         raise CommandError(f"ADDRESS {error}") from None
-    content = _rendered(_language(language, settings.language), "test", Templates(settings))
+    content = Templates(settings).render("test", _language(language, settings.language), SAMPLES["test"])
     envelope = Envelope(to, str(uuid.uuid4()), datetime.now(UTC), language or settings.language)
     way = transport(settings)
 
@@ -60,11 +64,13 @@ def preview(
     html: Annotated[bool, typer.Option("--html", help="The HTML in place of the text.")] = False,
 ) -> None:
     """Print a mail with sample values, from your own templates where there are some."""
+    from gatepost.mail.outbox.templating import Templates  # noqa: PLC0415
+
     settings = Config.load(config).mail
     if kind not in SAMPLES:
         raise CommandError(f"{kind!r} is no mail; there are {', '.join(SAMPLES)}")
     page = f"{settings.page}#code={'0' * 32}" if settings.page else None
-    content = _rendered(_language(language, settings.language), kind, Templates(settings), page)
+    content = Templates(settings).render(kind, _language(language, settings.language), SAMPLES[kind], page)
     shown = content.html if html else f"Subject: {content.subject}\n\n{content.text}"
     for line in shown.splitlines():
         say(line)
@@ -109,10 +115,6 @@ def _language(given: str | None, default: str) -> str:
     if given is not None and given not in LANGUAGES:
         raise CommandError(f"{given!r} is no language of ours; there are {', '.join(LANGUAGES)}")
     return given or default
-
-
-def _rendered(language: str, kind: str, templates: Templates, link: str | None = None) -> Content:
-    return templates.render(kind, language, SAMPLES[kind], link)
 
 
 def _when(moment: datetime) -> str:

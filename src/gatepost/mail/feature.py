@@ -8,7 +8,6 @@ from gatepost.http.app import THROTTLE
 from gatepost.http.feature import Feature, Parts
 from gatepost.mail import commands, handlers, queries
 from gatepost.mail.mailer import MAILER, Mailer
-from gatepost.mail.outbox.sender import Sender
 from gatepost.postgres.batches import in_batches
 from gatepost.process.periodic import every
 from gatepost.sessions import upkeep
@@ -16,10 +15,14 @@ from gatepost.sessions import upkeep
 
 @contextlib.asynccontextmanager
 async def _open(parts: Parts) -> AsyncIterator[None]:
+    await parts.database.read(queries.permitted)  # said here, and not when somebody changes a password
     if not parts.config.has_addresses:
         parts.share(MAILER, Mailer(parts.config, None))
         yield
         return
+    # Imported here: what sends mail takes 2 MB.
+    from gatepost.mail.outbox.sender import Sender  # noqa: PLC0415
+
     database, metrics = parts.database, parts.metrics
     sender = Sender(parts.config, database, parts[THROTTLE])
     parts.share(MAILER, Mailer(parts.config, sender))

@@ -166,7 +166,7 @@ async def remove(request: web.Request, session: Session) -> web.Response:
 async def undo(request: web.Request) -> web.Response:
     """Undo changes of addresses with the code from the notice; every session and the password end.
 
-    Addresses of the last seven days go. To the one that comes back, a code for a new password is mailed.
+    Addresses that were verified after the one that comes back go. To that one, a code for a new password is mailed.
     """
     mailer = Mailer.demand(request)
     asked, client = await read_body(request, MailedCode), Client.of(request)

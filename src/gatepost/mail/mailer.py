@@ -1,21 +1,23 @@
 """What handlers need of the mail: whether there is any, in which language, and to wake the sender."""
 
 import re
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiohttp import hdrs, web
 
 from gatepost.config import Config
+from gatepost.config.mail import LANGUAGES
 from gatepost.errors import FieldError, InvalidBody, NotFound
-from gatepost.mail.outbox.sender import Sender
-from gatepost.mail.outbox.templating import LANGUAGES
 from gatepost.security import email
+
+if TYPE_CHECKING:
+    from gatepost.mail.outbox.sender import Sender
 
 
 class Mailer:
     """``sender`` is None where users have no addresses."""
 
-    def __init__(self, config: Config, sender: Sender | None) -> None:
+    def __init__(self, config: Config, sender: "Sender | None") -> None:
         self._default: str = config.mail.language
         self._sender = sender
 

@@ -1,6 +1,6 @@
 """Mail addresses in SQL."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 from typing_extensions import TypedDict
@@ -14,8 +14,6 @@ from gatepost.sessions.session import timestamp
 
 # Addresses of one user, unverified ones too: private, at work, an old one.
 MOST = 10
-# Changes of the last days are undone; the code for it lasts as long.
-UNDONE = timedelta(days=7)
 
 
 class EmailDocument(TypedDict):
@@ -141,7 +139,7 @@ _TOLD = """
     told AS (
         INSERT INTO gatepost.outbox (kind, user_id, address, language, detail)
         SELECT 'email_changed', e.user_id, e.address, :language,
-            jsonb_build_object('change', CAST(:change AS text), 'address', w.address)
+            jsonb_build_object('change', CAST(:change AS text), 'address', w.address, 'since', e.verified_at)
         FROM {changed} AS w JOIN gatepost.emails e ON e.user_id = w.user_id AND e.verified_at IS NOT NULL
         WHERE e.verified_at < coalesce(w.verified_at, 'infinity')
             OR (e.id = w.id AND CAST(:change AS text) = 'removed' AND NOT EXISTS (
@@ -247,8 +245,8 @@ async def remove(connection: Connection, user_id: str, email_id: str, origin: Or
 
 # ------------------------------------------------------------------------------------------------ undoing
 
-# Whoever changed the addresses may know the password: it goes too, and with it all sessions. The way back is the mail
-# to the address that this brings back.
+# Whoever changed the addresses may know the password: it goes too, and with it all sessions, and every address that
+# was verified after the one that this brings back: it may be a thief's. The way back is the mail to that one.
 _SPEND_UNDO = Statement("""
     SELECT FROM gatepost.users WHERE id = (SELECT user_id FROM gatepost.codes WHERE link_hash = :code_hash)
     FOR NO KEY UPDATE;
@@ -256,7 +254,7 @@ _SPEND_UNDO = Statement("""
     WITH code AS (
         DELETE FROM gatepost.codes
         WHERE link_hash = :code_hash AND purpose = 'undo_email' AND expires_at > clock_timestamp()
-        RETURNING user_id, address, created_at
+        RETURNING user_id, address, since
     ), bumped AS (
         UPDATE gatepost.users u SET epoch = u.epoch + 1 FROM code c WHERE u.id = c.user_id
     ), closed AS (
@@ -268,7 +266,7 @@ _SPEND_UNDO = Statement("""
     ), younger AS (
         DELETE FROM gatepost.emails e USING code c
         WHERE e.user_id = c.user_id AND e.canonical <> lower(c.address)
-            AND coalesce(e.verified_at, e.created_at) > c.created_at - make_interval(secs => :undone)
+            AND (e.verified_at IS NULL OR e.verified_at > c.since)
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT 'email_changes_undone', user_id, CAST(NULL AS uuid), CAST(:ip AS inet), :user_agent, '{}'::jsonb
@@ -277,16 +275,16 @@ _SPEND_UNDO = Statement("""
         SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
             '{"reason": "email_changes_undone"}' FROM ended
     )
-    SELECT user_id::text, address FROM code
+    SELECT user_id::text, address, since FROM code
 """)
 _BRING_BACK = Statement("""
     UPDATE gatepost.emails SET is_primary = false WHERE user_id = :user_id AND is_primary;
 
     WITH email AS (
         INSERT INTO gatepost.emails AS e (user_id, address, canonical, verified_at, is_primary)
-        VALUES (:user_id, :address, lower(:address), clock_timestamp(), true)
+        VALUES (:user_id, :address, lower(:address), :since, true)
         ON CONFLICT (user_id, canonical) DO UPDATE
-        SET is_primary = true, verified_at = coalesce(e.verified_at, clock_timestamp())
+        SET is_primary = true, verified_at = coalesce(e.verified_at, excluded.verified_at)
         RETURNING canonical
     )
     INSERT INTO gatepost.outbox (kind, language, detail)
@@ -300,13 +298,19 @@ async def undo(
     """Bring back the address that this code was mailed to, and close the account until a new password is chosen;
     within a transaction. Raises InvalidCode, and EmailTaken when the address is another user's by now.
     """
-    row = await _SPEND_UNDO.first(
-        connection, code_hash=code_hash, undone=UNDONE.total_seconds(), ip=ip, user_agent=user_agent
-    )
+    row = await _SPEND_UNDO.first(connection, code_hash=code_hash, ip=ip, user_agent=user_agent)
     if row is None:
         raise InvalidCode
     with naming({"emails_verified_key": EmailTaken}):
-        await _BRING_BACK.all(connection, user_id=row[0], address=row[1], language=language)
+        await _BRING_BACK.all(connection, user_id=row[0], address=row[1], since=row[2], language=language)
+
+
+_PERMITTED = Statement("SELECT FROM gatepost.emails, gatepost.codes, gatepost.outbox LIMIT 0")
+
+
+async def permitted(connection: Connection) -> None:
+    """Raise NotPermitted where this role has not been granted what an earlier release did without."""
+    await _PERMITTED.all(connection)
 
 
 # ------------------------------------------------------------------------------------------------- sweeps

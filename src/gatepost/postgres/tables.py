@@ -317,8 +317,9 @@ codes = sa.Table(
     sa.Column("purpose", sa.Text, nullable=False),
     _user(),
     sa.Column("email_id", UUID(as_uuid=True), sa.ForeignKey(emails.c.id, ondelete="CASCADE"), index=True),
-    # The address that an undo brings back; it may be deleted by then.
+    # The address that an undo brings back, which may be deleted by then, and since when it was verified.
     sa.Column("address", sa.Text),
+    sa.Column("since", TIMESTAMP(timezone=True)),
     # A code counts only while its epoch is the user's. Not so an undo: a thief may have changed the password.
     sa.Column("epoch", sa.BigInteger, nullable=False),
     # SHA-256 of the 128 random bits in the link, and Argon2id of the 40 bits to type (mail/codes.py).

@@ -77,8 +77,9 @@ async def redeem(request: web.Request) -> web.Response:
             raise InvalidBody([FieldError("identifier", "required", message)])
         subject = Identifier.of(asked.identifier, addresses=True).subject
         buckets = sorted(throttle.for_typed_code(subject, client.place))
-    code_hash = await asyncio.to_thread(hash_given, asked.code, "recovery", subject)
-    async with request.app[REFUNDS].attempt(queries.find_reset, code_hash, buckets) as (name, taken):
+    async with request.app[REFUNDS].attempt(take, buckets) as (_, taken):
+        code_hash = await asyncio.to_thread(hash_given, asked.code, "recovery", subject)
+        name = await request.app[DATABASE].read(queries.find_name, code_hash)
         if name is None:
             raise InvalidCode
         passwords = request.app[CONFIG].passwords

@@ -1,35 +1,25 @@
 """Codes for a new password in SQL: one function, one statement, one round trip."""
 
-from collections.abc import Sequence
-
 from gatepost.errors import InvalidCode
 from gatepost.mail.outbox.queries import told
 from gatepost.postgres.database import Connection, Statement
 from gatepost.security.credentials import Stored
-from gatepost.security.throttle import TAKE, Bucket, Taken, given_back, judge, parameters
+from gatepost.security.throttle import Taken, given_back
 
-_FIND_RESET = Statement(f"""
-    SELECT t.*, c.canonical
-    FROM {TAKE} t LEFT JOIN (
-        SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
-        WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
-        UNION ALL
-        SELECT u.canonical FROM gatepost.codes m JOIN gatepost.users u ON u.id = m.user_id AND u.epoch = m.epoch
-        WHERE (m.link_hash = :code_hash OR m.typed_hash = :code_hash) AND m.purpose = 'recovery'
-            AND m.expires_at > clock_timestamp() AND u.disabled_at IS NULL
-    ) c ON true
+_FIND_NAME = Statement("""
+    SELECT u.canonical FROM gatepost.password_resets r JOIN gatepost.users u ON u.id = r.user_id
+    WHERE r.code_hash = :code_hash AND r.expires_at > clock_timestamp() AND u.disabled_at IS NULL
+    UNION ALL
+    SELECT u.canonical FROM gatepost.codes m JOIN gatepost.users u ON u.id = m.user_id AND u.epoch = m.epoch
+    WHERE (m.link_hash = :code_hash OR m.typed_hash = :code_hash) AND m.purpose = 'recovery'
+        AND m.expires_at > clock_timestamp() AND u.disabled_at IS NULL
 """)
 
 
-async def find_reset(connection: Connection, code_hash: bytes, buckets: Sequence[Bucket]) -> tuple[str | None, Taken]:
-    """Take from the throttles, and the canonical name of the user who may choose a new password with this code.
-
-    May run twice, as `throttle.take` says. Raises TooManyAttempts.
-    """
-    row = await _FIND_RESET.first(connection, code_hash=code_hash, **parameters(buckets))
-    assert row is not None
-    taken, (canonical,) = judge(buckets, row)
-    return canonical, taken
+async def find_name(connection: Connection, code_hash: bytes) -> str | None:
+    """The canonical name of the user who may choose a new password with this code."""
+    row = await _FIND_NAME.first(connection, code_hash=code_hash)
+    return row[0] if row else None
 
 
 # Deleting the code redeems it: of two requests at once, the second finds nothing to delete.

@@ -123,16 +123,19 @@ async def find_recovered(connection: Connection, name: str, address: str | None)
 
 
 _KEEP_CODE = Statement("""
-    INSERT INTO gatepost.codes (purpose, user_id, email_id, address, epoch, link_hash, typed_hash, expires_at)
-    SELECT :purpose, id, CAST(:email_id AS uuid), CAST(:address AS text), :epoch, :link_hash, :typed_hash,
+    INSERT INTO gatepost.codes (purpose, user_id, email_id, address, since, epoch, link_hash, typed_hash, expires_at)
+    SELECT :purpose, id, CAST(:email_id AS uuid), CAST(:address AS text), CAST(:since AS timestamptz), :epoch,
+        :link_hash, :typed_hash,
         clock_timestamp() + make_interval(secs => :lifetime)
     FROM gatepost.users WHERE id = :user_id FOR KEY SHARE
     RETURNING id
 """)
 
 
-async def keep_code(connection: Connection, purpose: str, to: Recipient, code: Code, *, lifetime: int) -> None:
-    """Let this code be redeemed for ``lifetime`` seconds."""
+async def keep_code(
+    connection: Connection, purpose: str, to: Recipient, code: Code, *, lifetime: int, since: str | None
+) -> None:
+    """Let this code be redeemed for ``lifetime`` seconds. ``since``: of an undo, when the address was verified."""
     undo = purpose == "undo_email"
     await _KEEP_CODE.all(
         connection,
@@ -141,6 +144,7 @@ async def keep_code(connection: Connection, purpose: str, to: Recipient, code: C
         # The address that is brought back may be deleted by then. And to type a code would be too easy for its days.
         email_id=None if undo else to.email_id,
         address=to.address if undo else None,
+        since=since,
         epoch=to.epoch,
         link_hash=code.link_hash,
         typed_hash=None if undo else code.typed_hash,

@@ -204,7 +204,8 @@ class Sender:
             return recipient, None
         purpose, lifetime = _PURPOSES[mail.kind]
         code = await asyncio.to_thread(codes.new, purpose, str(recipient.email_id))
-        await database.write(queries.keep_code, purpose, recipient, code, lifetime=lifetime)
+        since = mail.detail.get("since")
+        await database.write(queries.keep_code, purpose, recipient, code, lifetime=lifetime, since=since)
         return recipient, code
 
     def _link(self, mail: Mail, code: Code) -> str | None:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from jinja2 import (
     ChoiceLoader,
@@ -18,20 +18,10 @@ from jinja2 import (
 )
 
 from gatepost.config import ConfigError, MailConfig
-from gatepost.config.mail import Language
-
-SAMPLES: dict[str, dict[str, Any]] = {
-    "verify_email": {"code": "7KQ2-M9XD"},
-    "recovery": {"username": "ada", "code": "7KQ2-M9XD"},
-    "email_changed": {"username": "ada", "code": "0" * 32, "change": "added", "address": "new@example.org"},
-    "password_changed": {"username": "ada"},
-    "password_recovered": {"username": "ada"},
-    "test": {},
-}
-"""Every kind of mail, with values such as its template is given, beside those of `Templates.render`."""
+from gatepost.config.mail import LANGUAGES
+from gatepost.mail.outbox.samples import SAMPLES
 
 MAX_SUBJECT = 200
-LANGUAGES: tuple[str, ...] = get_args(Language)
 
 
 @dataclass(frozen=True, slots=True)

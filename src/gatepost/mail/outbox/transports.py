@@ -145,9 +145,9 @@ class _SmtpConnection:
 
 
 def _reason(error: BaseException) -> str:
-    """In one line. What a server says may hold anything, so it is cut and printable."""
+    """In one line, for log and event: cut, printable, and without the address, which servers like to repeat."""
     text = f"{error.code} {error.message}" if isinstance(error, aiosmtplib.SMTPResponseException) else str(error)
-    line = " ".join((text or type(error).__name__).split())
+    line = " ".join(re.sub(r"\S+@\S+", "…", text or type(error).__name__).split())
     if line.endswith(":"):
         line += f" {type(error.__cause__ or error).__name__}"
     return "".join(c if c.isprintable() else "?" for c in line)[:300]
