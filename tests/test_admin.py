@@ -127,6 +127,30 @@ async def test_an_admin_who_is_demoted_is_out_at_once(root: Caller, client: Clie
 # ------------------------------------------------------------------------------------------------- adding
 
 
+async def test_an_operator_vouches_for_an_address_and_finds_users_by_it(root: Caller, dsn: Dsn) -> None:
+    answer = await root("POST", "/admin/users", {"username": "zoe", "email": "Zoe@Example.org"})
+    assert answer.status == 201
+    zoe = answer.body["user"]
+    assert zoe["emails"] == [{"address": "Zoe@example.org", "verified": True, "primary": True}]
+    assert await root.ok("GET", user_path(zoe["id"])) == {"user": zoe}
+    taken = await root("POST", "/admin/users", {"username": "eve", "email": "zoe@EXAMPLE.org"})
+    assert (taken.status, taken.body["code"]) == (409, "email_taken")
+    wrong = await root("POST", "/admin/users", {"username": "eve", "email": "zoe"})
+    assert (wrong.status, wrong.body["errors"][0]["field"]) == (422, "email")
+    bob = (await root.ok("POST", "/admin/users", {"username": "bob"}))["user"]
+    rows(
+        dsn,
+        "INSERT INTO gatepost.emails (user_id, address, canonical) VALUES (%s, 'zoe@example.org', 'zoe@example.org') "
+        "RETURNING 1",
+        bob["id"],
+    )
+    found = await root.ok("GET", "/admin/users", email="ZOE@example.org")
+    assert [user["username"] for user in found["users"]] == ["bob", "zoe"]
+    assert found["users"][0]["emails"] == [{"address": "zoe@example.org", "verified": False, "primary": False}]
+    for nobody in ("zoe", "no@example.org", "zoe@example.org,eve@example.org", ""):
+        assert (await root.ok("GET", "/admin/users", email=nobody))["users"] == []
+
+
 async def test_an_added_user_has_no_password_but_a_code_to_choose_one(root: Caller, client: Client, dsn: Dsn) -> None:
     asked = {"username": "Zoë", "roles": ["writer", "editor", "writer"], "profile": {"team": "a", "gone": None}}
     answer = await root("POST", "/admin/users", asked)

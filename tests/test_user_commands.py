@@ -98,6 +98,23 @@ def test_as_json_an_added_user_comes_with_its_code(run: Run) -> None:
     assert document["user"]["has_password"] is True
 
 
+def test_a_user_is_added_with_an_address_found_by_it_and_shown_with_it(run: Run) -> None:
+    added = answer(run("add", "ada", "--email", "Ada@Example.org", "--password-stdin", "--json", stdin=PASSWORD))
+    assert added["user"]["emails"] == [{"address": "Ada@example.org", "verified": True, "primary": True}]
+    run("add", "bob", "--password-stdin", stdin=PASSWORD)
+    assert [user["username"] for user in answer(run("list", "--email", "ada@example.ORG", "--json"))["users"]] == [
+        "ada"
+    ]
+    assert "Ada@example.org (primary)" in run("show", "ada").stdout
+    for address, said in (
+        ("ada@example.org", "belongs to another account"),
+        ("ada", "--email: must be a mail address"),
+    ):
+        refused = run("add", "eve", "--email", address, "--reset")
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert said in refused.stderr
+
+
 def test_a_name_that_is_taken_is_said_to_be_so(run: Run) -> None:
     run("add", "ada", "--password-stdin", stdin=PASSWORD)
     for arguments in (["--password-stdin"], ["--reset"]):
