@@ -32,11 +32,13 @@ from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Overloaded, Problem
 from gatepost.forward_auth import handlers as forwarding
 from gatepost.http import access_log, app, body, client, strict_json, tokens
-from gatepost.mail.codes import hash_link
+from gatepost.mail.codes import as_typed, hash_link
+from gatepost.mail.mailer import Mailer
 from gatepost.ops import handlers as ops
 from gatepost.postgres.database import Dsn
-from gatepost.security import addresses
+from gatepost.security import addresses, email
 from gatepost.security.credentials import prepare
+from gatepost.security.identifier import Identifier
 from gatepost.security.names import canonical
 from gatepost.security.precis import MAX_MARKS, Profile
 from tests.conftest import Client, log_in, register, rows
@@ -148,6 +150,12 @@ SUBJECTS: dict[str, Callable[[str], object]] = {
     "Content-Type": content_type,
     "what proxies say": forward_auth,
     "other headers": other_headers,
+    "an address": lambda text: email.parse(f"a@{text}.org"),
+    "the longest address": lambda text: email.parse(f"a@{text[:120]}.org"),
+    "what is before an @": lambda text: email.parse(f"{text[:120]}@example.org"),
+    "an identifier": lambda text: Identifier.of(f"{text}@x.org", addresses=True),
+    "Accept-Language": lambda text: Mailer(Config(), None).language(request([("Accept-Language", text)])),
+    "a typed code": as_typed,
 }
 
 # Each is repeated until it fills what may be sent.
