@@ -375,6 +375,26 @@ async def test_asking_is_limited_for_whom_it_is_and_mail_for_the_address(world: 
     assert len([mail for mail in world.mailbox.rest() if "Choose" in mail.subject]) == 4
 
 
+async def test_an_operator_lets_somebody_try_again_also_with_an_address(world: World) -> None:
+    await register(world.client, "ada")
+    token = await log_in(world.client)
+    await world.own(token, "ada@example.org")
+    for _ in range(5):
+        await world.recover("ada@example.org")
+    rows(world.dsn, "DELETE FROM gatepost.known_places RETURNING 1")
+    for _ in range(10):
+        await world.call("POST", "/user", body={"username": "ada@example.org", "password": "wrong"})
+    wanted = [
+        ("/user", {"username": "ada@example.org", "password": PASSWORD}),
+        ("/account/recovery", {"identifier": "ada@example.org"}),
+    ]
+    assert [(await world.call("POST", path, body=body))[0] for path, body in wanted] == [429, 429]
+    rows(world.dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+    user = (await world.call("GET", "/user", token))[1]["user"]["id"]
+    assert (await world.call("DELETE", f"/admin/users/{user}/throttle", token))[0] == 200
+    assert [(await world.call("POST", path, body=body))[0] for path, body in wanted] == [200, 202]
+
+
 async def test_the_outbox_and_the_codes_hold_nothing_that_could_be_redeemed(world: World) -> None:
     await register(world.client, "ada")
     token = await log_in(world.client)

@@ -298,7 +298,7 @@ def test_each_kind_of_attempt_and_each_subject_has_a_bucket_of_its_own() -> None
     ]
     assert len({b.key for b in buckets}) == len(buckets) == 18
     assert {len(b.key) for b in buckets} == {16}
-    ranges = it.of_account("ada", "1")
+    ranges = it.of_account(["ada"], "1")
     of_ada = [b for b in buckets if any(first <= b.key <= last for first, last in ranges)]
     assert of_ada == [buckets[0], buckets[2], buckets[3], buckets[8], buckets[16]]
 

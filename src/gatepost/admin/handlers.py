@@ -230,7 +230,7 @@ async def end_session(request: web.Request, session: Session) -> web.Response:
 async def unlock(request: web.Request, session: Session) -> web.Response:
     """Let a user try again at once whose attempts are used up."""
     user = await _user(request)
-    ranges = request.app[THROTTLE].of_account(user.canonical, user.id)
+    ranges = request.app[THROTTLE].of_account(user.subjects, user.id)
     async with _acting(request, session, on=user.id) as connection:
         if not await access_queries.unlock(connection, user.id, ranges, _actor(request, session)):
             raise NotFound

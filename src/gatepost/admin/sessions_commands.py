@@ -63,7 +63,7 @@ def unlock(name: NameArgument, config: ConfigOption = None, *, as_json: JsonOpti
 
     async def work(database: Database) -> Managed:
         user = await find(database, name)
-        ranges = (await Throttle.open(settings.throttle, database)).of_account(user.canonical, user.id)
+        ranges = (await Throttle.open(settings.throttle, database)).of_account(user.subjects, user.id)
         if not await database.write(access_queries.unlock, user.id, ranges, OPERATOR):
             raise unknown(name)
         return user

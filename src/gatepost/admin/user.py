@@ -51,6 +51,11 @@ class Managed(NamedTuple):
     created_at: datetime
     disabled_at: datetime | None
 
+    @property
+    def subjects(self) -> list[str]:
+        """What attempts at this account are counted for: the name, and the addresses that are as good."""
+        return [self.canonical, *(email["address"].lower() for email in self.emails if email["verified"])]
+
     def record(self) -> UserRecord:
         """As the API shows it."""
         return {

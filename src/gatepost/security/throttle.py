@@ -93,13 +93,25 @@ class Throttle:
             ]
         return buckets
 
-    def of_account(self, name: str, user_id: str) -> list[tuple[bytes, bytes]]:
-        """The buckets of one user as ranges of keys, each with its first and last key."""
-        account = self._hash("account", name)
-        of_user = [*self.for_password(user_id), *self.for_rename(user_id), self.for_activity(name)]
-        keys = [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in of_user)]
-        places = b"p" + account[:7]
-        return [*((key, key) for key in keys), (places.ljust(KEY_BYTES, b"\0"), places.ljust(KEY_BYTES, b"\xff"))]
+    def of_account(self, subjects: Sequence[str], user_id: str) -> list[tuple[bytes, bytes]]:
+        """The buckets of one user as ranges of keys, each with its first and last key.
+
+        ``subjects``: what attempts are counted for, the canonical name and the verified addresses.
+        """
+        keys = [bucket.key for bucket in (*self.for_password(user_id), *self.for_rename(user_id))]
+        ranges = []
+        for subject in subjects:
+            account = self._hash("account", subject)
+            of_subject = [
+                self.for_activity(subject),
+                self.for_mail(subject),
+                *self.for_typed_code(subject, None),
+                *self.for_recovery(subject, None),
+            ]
+            keys += [b"a" + account[: KEY_BYTES - 1], *(bucket.key for bucket in of_subject)]
+            places = b"p" + account[:7]
+            ranges.append((places.ljust(KEY_BYTES, b"\0"), places.ljust(KEY_BYTES, b"\xff")))
+        return [*((key, key) for key in keys), *ranges]
 
     def for_password(self, user_id: str) -> list[Bucket]:
         """That of the current password, asked of somebody who has a session."""
