@@ -485,6 +485,7 @@ async def test_a_page_has_fifty_users_unless_asked_otherwise_and_no_secret(root:
         "roles",
         "profile",
         "has_password",
+        "emails",
         "created_at",
         "disabled_at",
     }
