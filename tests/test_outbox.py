@@ -230,6 +230,24 @@ async def test_a_mail_that_is_refused_holds_up_no_other(
                 await asyncio.sleep(0.02)
 
 
+async def test_a_mail_at_which_the_server_breaks_off_holds_up_no_other(
+    config: Config, dsn: Dsn, start_server: StartServer, smtp: SmtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 3600)
+
+    async def drop_one(server: SMTP, envelope: Envelope) -> str:
+        return await (drop if "ada7@example.org" in envelope.rcpt_tos else accept)(server, envelope)
+
+    smtp.answer = drop_one
+    fill(dsn, 300)
+    async with smtp.listening():
+        await start_server(with_smtp(config, smtp))
+        await smtp.count(299)
+        async with asyncio.timeout(60):
+            while [tries for tries, _ in waiting(dsn)] != [1]:
+                await asyncio.sleep(0.02)
+
+
 async def test_after_a_day_a_mail_is_given_up_with_an_event(
     config: Config, dsn: Dsn, start_server: StartServer, smtp: SmtpServer
 ) -> None:

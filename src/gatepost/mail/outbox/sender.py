@@ -108,19 +108,19 @@ class Sender:
         due = await self._database.write(queries.take_due, most=MOST, lease=lease)
         if not due:
             return 0
-        mails = iter(due)
-        left: list[Mail] = []
-        lanes = [self._lane(mails, left, until) for _ in range(min(self._config.connections, len(due)))]
+        mails, failed, sent = iter(due), list[tuple[Mail, str]](), self.sent
+        lanes = [self._lane(mails, failed, until) for _ in range(min(self._config.connections, len(due)))]
         problems = [found for found in await asyncio.gather(*lanes, return_exceptions=True) if found]
-        left += mails
-        away = [problem for problem in problems if isinstance(problem, Away)]
-        if left:
-            await self._leave(left, str(away[0]) if away else "")
+        is_away = bool(failed) and self.sent == sent
+        if not is_away:  # others were accepted, so it was these that the server broke off at
+            for mail, reason in failed:
+                await self._refused(mail, reason)
+            failed = []
+        await self._leave([mail for mail, _ in failed] + list(mails), failed[0][1] if failed else "")
         for problem in problems:
-            if problem not in away:
-                raise problem
-        if away:
-            self._server_is_away(str(away[0]))
+            raise problem
+        if is_away:
+            self._server_is_away(failed[0][1])
             return 0
         if self._absence:
             log.info("the mail server takes mail again")
@@ -143,8 +143,8 @@ class Sender:
         if ids:
             await self._database.write(queries.put_off, ids, 0.0, reason, tried=False)
 
-    async def _lane(self, mails: Iterator[Mail], left: list[Mail], until: float) -> None:
-        """Send one mail after the other over one connection. Raises Away, DatabaseUnavailable."""
+    async def _lane(self, mails: Iterator[Mail], failed: list[tuple[Mail, str]], until: float) -> None:
+        """Send one mail after the other over one connection, or until it breaks off. Raises DatabaseUnavailable."""
         async with contextlib.AsyncExitStack() as stack:
             connection: Connection | None = None
             while not self._stopping and time.monotonic() < until and (mail := next(mails, None)):
@@ -152,9 +152,11 @@ class Sender:
                     if connection is None:
                         connection = await stack.enter_async_context(self._transport.open())
                     await self._send(mail, connection)
-                except (Away, DatabaseUnavailable):
-                    left.append(mail)
-                    raise
+                except Away as error:
+                    failed.append((mail, str(error)))
+                    return
+                except DatabaseUnavailable:
+                    raise  # the mail is due again when its lease is over
                 except Exception as error:  # noqa: BLE001 (one mail must not hold up all others)
                     log.exception("a mail cannot be made", mail=mail.kind, mail_id=mail.id)
                     await self._refused(mail, f"it cannot be made: {type(error).__name__}")
@@ -175,7 +177,6 @@ class Sender:
         try:
             await connection.send(message, to.address, mail.id)
         except Refused as error:
-            self.refused += 1
             await self._refused(mail, str(error))
             return
         self.sent += 1
@@ -220,6 +221,7 @@ class Sender:
         return time.time() - mail.created_at.timestamp() > PATIENCE
 
     async def _refused(self, mail: Mail, reason: str) -> None:
+        self.refused += 1
         if self._is_over(mail):
             await self._give_up(mail, reason)
             return
