@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,16 +72,24 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def postfix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+def postfix() -> Iterator[tuple[int, Path]]:
     """Its port, and a folder with its certificate and the mailbox ``inbox``."""
     if POSTFIX is None or os.geteuid() != 0:
         if REQUIRED:
             pytest.fail("REQUIRE_POSTFIX=1, but there is no Postfix, or we are not root")
         pytest.skip("there is no Postfix here, or we are not root, as which it starts")
-    folder = tmp_path_factory.mktemp("postfix")
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)  # its processes give up root
-    folder.chmod(0o755)
+    # Not below pytest's own folder, which only root may enter: Postfix' processes give up root.
+    with tempfile.TemporaryDirectory(prefix="gatepost-postfix-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        with started(folder) as port:
+            yield port, folder
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[int]:
+    """Postfix with its files in this folder; its port."""
+    assert POSTFIX is not None
     certificate(folder)
     user, group = pwd.getpwnam("postfix"), grp.getgrnam("postdrop")
     port = free_port()
@@ -106,7 +115,7 @@ def postfix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Pat
             return False
 
         assert until(listens), said
-        yield port, folder
+        yield port
     finally:
         run("abort")
 

@@ -65,7 +65,7 @@ async def register(request: web.Request) -> web.Response:
     username, compared = await policy.off_the_loop(policy.judge, asked.username, asked.password, config.passwords)
     policy.refuse_address_as_name(username, config)
     client = Client.of(request)
-    buckets = throttle.for_registration(client.place) + ([throttle.for_mail(address.canonical)] if address else [])
+    buckets = throttle.for_registration(client.place) + ([throttle.for_claim(address.canonical)] if address else [])
     async with request.app[REFUNDS].attempt(take, sorted(buckets)):
         password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
         user = await request.app[DATABASE].write(
@@ -77,7 +77,8 @@ async def register(request: web.Request) -> web.Response:
             ip=client.ip,
             user_agent=client.user_agent,
         )
-    mailer.wake()
+    if address:
+        mailer.wake()
     return json_response(Registered(user=user.public()), status=201)
 
 

@@ -67,7 +67,10 @@ class ThrottleConfig(Section):
         720, gt=0, le=86400, description="Seconds for one more: with the burst 10 in the hour that a code lasts."
     )
     mail_burst: int = Field(
-        5, ge=1, le=1_000_000, description="Mail with codes to one address at once; also asking for one name's."
+        5,
+        ge=1,
+        le=1_000_000,
+        description="Mail with codes of one kind to one address at once; asking for one name's.",
     )
     mail_every: float = Field(5760, gt=0, le=86400, description="Seconds for one more: with the burst 20 in any day.")
     recovery_burst: int = Field(

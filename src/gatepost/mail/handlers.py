@@ -73,7 +73,7 @@ async def add(request: web.Request, session: Session) -> web.Response:
     mailer = Mailer.demand(request)
     asked = await read_body(request, NewEmail)
     client, throttle, address = Client.of(request), request.app[THROTTLE], parse_field("email", asked.email)
-    buckets = sorted([throttle.for_activity(session.canonical), throttle.for_mail(address.canonical)])
+    buckets = sorted([throttle.for_activity(session.canonical), throttle.for_claim(address.canonical)])
 
     async def attempt() -> Email:
         async with (

@@ -104,7 +104,8 @@ class Throttle:
             account = self._hash("account", subject)
             of_subject = [
                 self.for_activity(subject),
-                self.for_mail(subject),
+                self.for_claim(subject),
+                self.for_recovery_mail(subject),
                 *self.for_typed_code(subject, None),
                 *self.for_recovery(subject, None),
             ]
@@ -137,9 +138,15 @@ class Throttle:
         """Those of a code that somebody types. ``subject``: what it was mailed for."""
         return [*self.for_code(place), self._bucket(b"g", self.typed_code, subject)]
 
-    def for_mail(self, address: str) -> Bucket:
-        """That of mail with a code to this address, in canonical form."""
+    def for_claim(self, address: str) -> Bucket:
+        """That of mail to an address that somebody claims, in canonical form."""
         return self._bucket(b"e", self.mail, address)
+
+    def for_recovery_mail(self, address: str) -> Bucket:
+        """That of mail with a code for a new password. Claims, which anybody makes, have another: or they would use
+        it up.
+        """
+        return self._bucket(b"e", self.mail, f"recovery {address}")
 
     def for_recovery(self, subject: str, place: str | None) -> list[Bucket]:
         """Those of asking for a way back. ``subject``: as `Identifier` has it."""

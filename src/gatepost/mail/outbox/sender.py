@@ -194,7 +194,7 @@ class Sender:
             if found is None:
                 return None, None
             recipient, canonical = found
-            bucket = self._throttle.for_mail(canonical)
+            bucket = self._throttle.for_recovery_mail(canonical)
             try:
                 await database.write(queries.keep_recovery, mail, recipient, code, bucket, lifetime=CODE_LIFETIME)
             except TooManyAttempts:
