@@ -20,9 +20,11 @@ async def every(
     """
 
     name = getattr(work, "__qualname__", "")
+    # Asked beside the cancellation, which the work may take for a timeout of its own: then it would go on for ever.
+    ended = asyncio.Event()
 
     async def again_and_again() -> None:
-        while True:
+        while not ended.is_set():
             await asyncio.sleep(jitter(seconds, 0.9, 1.1))
             try:
                 await work()
@@ -35,6 +37,7 @@ async def every(
     try:
         yield
     finally:
+        ended.set()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
