@@ -54,7 +54,7 @@ def hash_given(code: str, purpose: str, subject: str) -> bytes:
 
 
 def _hash_typed(typed: str, purpose: str, subject: str) -> bytes:
-    # Who has read the database could try all 2^40 codes: at 1 MiB and 0.7 ms each that takes 24 years of one core,
+    # Who has read the database could try all 2^40 codes: at 1 MiB and 1 ms each that takes 35 years of one core,
     # and the code lasts an hour. What the password's hash costs (25 ms) would limit how fast mail is sent.
     salt = hashlib.sha256(f"{purpose}\0{subject}".encode()).digest()[:16]
     return hash_secret_raw(

@@ -41,8 +41,9 @@ def send_test(address: str, config: ConfigOption = None, *, language: LanguageOp
         to = email.parse(address).written
     except email.InvalidAddress as error:
         raise CommandError(f"ADDRESS {error}") from None
-    content = Templates(settings).render("test", _language(language, settings.language), SAMPLES["test"])
-    envelope = Envelope(to, str(uuid.uuid4()), datetime.now(UTC), language or settings.language)
+    language = _language(language, settings.language)
+    content = Templates(settings).render("test", language, SAMPLES["test"])
+    envelope = Envelope(to, str(uuid.uuid4()), datetime.now(UTC), language)
     way = transport(settings)
 
     async def send() -> None:

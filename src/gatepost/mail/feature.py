@@ -34,17 +34,11 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
     oldest, text = "gatepost_mails_oldest_age_seconds", "Age of the oldest mail in the outbox, also of other nodes."
     metrics.follow(oldest, text, lambda: sender.oldest, across="mostrecent")
 
-    async def sweep_unverified() -> int:
-        return await in_batches(lambda most: database.write(queries.sweep_unverified, most))
-
-    async def sweep_codes() -> int:
-        return await in_batches(lambda most: database.write(queries.sweep_codes, most))
-
     async with (
         sender.running(),
         every(upkeep.INTERVAL, sender.look),
-        parts.sweeping("emails", sweep_unverified),
-        parts.sweeping("codes", sweep_codes),
+        parts.sweeping("emails", partial(in_batches, lambda most: database.write(queries.sweep_unverified, most))),
+        parts.sweeping("codes", partial(in_batches, lambda most: database.write(queries.sweep_codes, most))),
     ):
         yield
 

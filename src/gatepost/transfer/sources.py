@@ -22,7 +22,7 @@ def auth0(row: Mapping[str, Any]) -> Fields:
         "email": row.get("email"),
         "email_verified": bool(row.get("email_verified")),
         "hash": row.get("passwordHash"),
-        "profile": _profile(name=row.get("name"), nickname=row.get("nickname"), **_object(row.get("user_metadata"))),
+        "profile": _object(row.get("user_metadata")) | _profile(name=row.get("name"), nickname=row.get("nickname")),
         "created": _extended(row.get("created_at")),
         "disabled": _now() if row.get("blocked") is True else None,
     }
@@ -58,15 +58,14 @@ def firebase(row: Mapping[str, Any]) -> Fields:
 
 def keycloak(row: Mapping[str, Any]) -> Fields:
     """An element of ``users`` in a realm's export."""
-    passwords = [c for c in row.get("credentials") or () if isinstance(c, dict) and c.get("type") == "password"]
-    names = {"given_name": row.get("firstName"), "family_name": row.get("lastName")}
+    passwords = [c for c in _list(row.get("credentials")) if isinstance(c, dict) and c.get("type") == "password"]
     return {
         "username": row.get("username") or row.get("email"),
         "email": row.get("email"),
         "email_verified": row.get("emailVerified") is True,
         "hash": json.dumps(passwords[0]) if passwords and "secretData" in passwords[0] else None,
-        "roles": [role for role in row.get("realmRoles") or () if not str(role).startswith("default-roles-")],
-        "profile": _profile(**names),
+        "roles": [role for role in _list(row.get("realmRoles")) if not str(role).startswith("default-roles-")],
+        "profile": _profile(given_name=row.get("firstName"), family_name=row.get("lastName")),
         "created": _milliseconds(row.get("createdTimestamp")),
         "disabled": _now() if row.get("enabled") is False else None,
     }
@@ -96,6 +95,10 @@ def _object(value: Any) -> Fields:
         except Problem:
             return {}
     return dict(value) if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _milliseconds(value: Any) -> str | None:

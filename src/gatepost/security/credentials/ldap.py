@@ -44,7 +44,7 @@ def read(text: str) -> Fast | None:
     if (
         len(whole) < size
         or bool(salt) != name[1:].upper().startswith(("SS", "SM"))
-        or len(salt) > MAX_SALT_BYTES - 16
+        or len(salt) > MAX_SALT_BYTES - SALT_BYTES
     ):
         raise InvalidHash("is damaged: it has not the length that its beginning announces")
     return Fast(hash_name, salt, whole[:size])
