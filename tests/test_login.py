@@ -48,7 +48,8 @@ async def test_who_am_i_answers_with_the_user_and_the_session_but_no_token(
     assert token not in text
     body = await answer.json()
     assert body["user"] == ada
-    assert set(body["session"]) == {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent"}
+    keys = {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent", "amr", "authenticated_at"}
+    assert set(body["session"]) == keys
     assert UUID4.fullmatch(body["session"]["handle"])
     assert datetime.fromisoformat(body["session"]["created_at"]).utcoffset() == timedelta(0)
     assert body["session"]["ip"] == "127.0.0.1"

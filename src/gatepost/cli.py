@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gatepost.config import Config, ConfigError
-from gatepost.errors import Problem, UnsupportedLibrary
+from gatepost.errors import MissingSecret, Problem, UnsupportedLibrary
 from gatepost.ops import openapi
 from gatepost.postgres import schema
 from gatepost.postgres.connection import wait_for
@@ -17,7 +17,6 @@ from gatepost.process.console import CommandError, ConfigOption, complain, print
 from gatepost.process.sockets import StartError
 from gatepost.routes import FEATURES, ROUTES, TAGS
 from gatepost.security import names
-from gatepost.security.credentials import MissingPepper
 from gatepost.server import WebServer
 from gatepost.telemetry import logs
 
@@ -44,7 +43,7 @@ def main() -> NoReturn:
         CommandError,
         ConfigError,
         EmbeddedError,
-        MissingPepper,
+        MissingSecret,
         UnsupportedLibrary,
         StartError,
         schema.SchemaError,

@@ -36,6 +36,8 @@ class Problem(Exception):
         self.detail = str(self)
         self.code = code or self.code
         self.fields: Sequence[FieldError] = ()
+        self.members: Mapping[str, object] = {}
+        """What the answer says besides (RFC 9457 §3.2)."""
 
 
 class BadRequest(Problem):
@@ -86,6 +88,24 @@ class InvalidCredentials(Unauthorized):
     event = "authn_login_fail"
 
 
+class SecondFactorRequired(Unauthorized):
+    """The password is right, and the account has a second factor: go on with the ticket at POST /user/factor."""
+
+    code = "second_factor_required"
+    event = "authn_login_factor_required"
+
+    def __init__(self, ticket: str, methods: Sequence[str], expires_at: str) -> None:
+        """``methods``: each is a key that the further step takes. ``expires_at``: until when the ticket counts."""
+        super().__init__()
+        self.members = {"login": ticket, "methods": list(methods), "expires_at": expires_at}
+
+
+class LoginExpired(Unauthorized):
+    """This sign-in has expired, or its tries are used up: begin again with the password."""
+
+    code = "login_expired"
+
+
 class Forbidden(Problem):
     """This is not for you."""
 
@@ -109,6 +129,18 @@ class WrongPassword(Forbidden):
     """The current password is wrong."""
 
     code = "wrong_password"
+
+
+class ConfirmationRequired(Forbidden):
+    """Confirm that it is still you, at POST /user/confirm, and then do this again."""
+
+    code = "confirmation_required"
+
+
+class FactorRequired(Forbidden):
+    """Your role demands a second factor: add one at POST /account/factors, and then do this again."""
+
+    code = "factor_required"
 
 
 class InvalidCode(Forbidden):
@@ -201,6 +233,18 @@ class TooManyEmails(Conflict):
     code = "too_many_emails"
 
 
+class LastFactor(Conflict):
+    """Your role demands a second factor, and this is the only one: add another first."""
+
+    code = "last_factor"
+
+
+class TooManyFactors(Conflict):
+    """An account has at most five authenticator apps: remove one first."""
+
+    code = "too_many_factors"
+
+
 class Unavailable(Problem):
     """The service cannot answer right now: try again."""
 
@@ -237,6 +281,12 @@ class Overloaded(Unavailable):
     def __init__(self, seconds: float = 1) -> None:
         super().__init__()
         self.headers = {"Retry-After": str(max(1, math.ceil(seconds)))}
+
+
+class MissingSecret(Exception):
+    """Something is stored that needs a secret which the configuration does not have; the message names it. Ends the
+    start.
+    """
 
 
 class UnsupportedLibrary(Exception):

@@ -5,6 +5,7 @@ from functools import cache
 from gatepost.accounts.feature import FEATURE as ACCOUNTS
 from gatepost.admin.feature import FEATURE as ADMIN
 from gatepost.config import Config
+from gatepost.factors.feature import FEATURE as FACTORS
 from gatepost.feed.feature import FEATURE as FEED
 from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.mail.feature import FEATURE as MAIL
@@ -19,6 +20,7 @@ from gatepost.transfer.feature import FEATURE as TRANSFER
 FEATURES = [
     SESSIONS,
     MAIL,
+    FACTORS,
     ACCOUNTS,
     RECOVERY,
     FORWARD_AUTH,

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 from aiohttp import web
 
 from gatepost.config import Config
+from gatepost.factors.vault import refuse_missing_key
 from gatepost.http import _aiohttp
 from gatepost.http.access_log import AccessLog
 from gatepost.http.app import (
@@ -114,7 +115,7 @@ class WebServer:
     async def initializer(self) -> web.Application:
         """Open everything that serving needs; on failure nothing stays open.
 
-        Raises UnsupportedLibrary, schema.SchemaError, embedded.EmbeddedError, credentials.MissingPepper,
+        Raises UnsupportedLibrary, schema.SchemaError, embedded.EmbeddedError, errors.MissingSecret,
         errors.DatabaseUnavailable, and StartError when the operators' address cannot be had.
         """
         try:
@@ -134,7 +135,7 @@ class WebServer:
         assert self.dsn is not None
         database = await self._open_database(self.dsn, db.pool_size - LOOKUP_CONNECTIONS)
         if self._given is None:
-            await refuse_missing_pepper(self.config.passwords, database)
+            await refuse_missing_secrets(self.config, database)
         await self._open_kit(database)
         parts = Parts(self.config, self.metrics, self.dsn, database, self._apps)
         for feature in FEATURES:
@@ -260,6 +261,12 @@ async def _keep_running(postgres: EmbeddedPostgres) -> None:
         except EmbeddedError as error:
             log.error("the embedded Postgres does not start", reason=str(error))
             await asyncio.sleep(1)
+
+
+async def refuse_missing_secrets(config: Config, database: Database) -> None:
+    """Raise MissingSecret when something is stored that needs a secret which we do not have."""
+    await refuse_missing_pepper(config.passwords, database)
+    await refuse_missing_key(config.factors, database)
 
 
 async def create_app() -> web.Application:

@@ -38,12 +38,12 @@ _CHANGE_PASSWORD = Statement(
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT CASE WHEN matches THEN 'authn_password_change' ELSE 'authn_password_change_fail' END,
             id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb)
-        FROM mine WHERE unchanged
+        FROM mine WHERE unchanged AND confirmed
         UNION ALL
         SELECT 'session_revoked', user_id, handle, CAST(:ip AS inet), :user_agent,
             '{"reason": "password_change"}' FROM ended
     )
-    SELECT mine.unchanged, mine.matches, renewed.expires_at FROM mine LEFT JOIN renewed ON true
+    SELECT mine.confirmed, mine.unchanged, mine.matches, renewed.expires_at FROM mine LEFT JOIN renewed ON true
 """
 )
 
@@ -64,13 +64,11 @@ async def change_password(
     The owner is told by mail in ``language``; None where no mail is sent.
 
     Of the places from which the user has signed in, only ``place`` stays known: another may be a thief's.
-    Raises WrongPassword, Unauthorized, SettingChanged.
+    Raises WrongPassword, ConfirmationRequired, Unauthorized, SettingChanged.
     """
     row = await _CHANGE_PASSWORD.first(
         connection,
         id=user_id,
-        setting=current.setting.phc,
-        digest=current.digest,
         new_setting=new.setting.phc,
         new_digest=new.digest,
         new_norm=new.norm,
@@ -78,7 +76,7 @@ async def change_password(
         token_hash=token_hash,
         language=language,
         place=place,
-        **current.taken.parameters(),
+        **current.parameters(),
         **origin._asdict(),
     )
     until: datetime
@@ -92,14 +90,15 @@ _DELETE = Statement(
     + """, recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT CASE WHEN matches THEN 'user_deleted' ELSE 'authn_password_change_fail' END,
-            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb) FROM mine WHERE unchanged
+            id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, CAST('{}' AS jsonb)
+        FROM mine WHERE unchanged AND confirmed
         UNION ALL
         SELECT 'session_revoked', s.user_id, s.handle, CAST(:ip AS inet), :user_agent, '{"reason": "user_deleted"}'
         FROM gatepost.sessions s JOIN mine ON mine.id = s.user_id AND mine.matches
     ), deleted AS (
         DELETE FROM gatepost.users WHERE id = (SELECT id FROM mine WHERE matches)
     )
-    SELECT unchanged, matches FROM mine
+    SELECT confirmed, unchanged, matches FROM mine
 """
 )
 
@@ -107,15 +106,13 @@ _DELETE = Statement(
 async def delete(connection: Connection, user_id: str, origin: Origin, *, current: Current) -> None:
     """Delete the account and all that hangs on it; its events stay, with an id that names nobody any more.
 
-    Raises WrongPassword, Unauthorized, SettingChanged, LastAdmin.
+    Raises WrongPassword, ConfirmationRequired, Unauthorized, SettingChanged, LastAdmin.
     """
     with naming({"users_last_admin": LastAdmin}):
         row = await _DELETE.first(
             connection,
             id=user_id,
-            setting=current.setting.phc,
-            digest=current.digest,
-            **current.taken.parameters(),
+            **current.parameters(),
             **origin._asdict(),
         )
     decide(row)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, create_model, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from gatepost.config import reading
+from gatepost.config.factors import FactorsConfig
 from gatepost.config.mail import MailConfig
 from gatepost.config.sections import (
     AccountsConfig,
@@ -51,6 +52,7 @@ class Config(BaseSettings):
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
     throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
     mail: Annotated[MailConfig, BeforeValidator(_sections_only)] = MailConfig()
+    factors: Annotated[FactorsConfig, BeforeValidator(_sections_only)] = FactorsConfig()
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 

@@ -216,6 +216,13 @@ class SessionsConfig(Section):
     idle_timeout: int = Field(
         14 * 86400, ge=300, le=366 * 86400, description="Seconds without a request after which a session ends."
     )
+    fresh: int = Field(
+        600,
+        ge=60,
+        le=86400,
+        description="Seconds after a login or a confirmation in which a user may change how to sign in, and an "
+        "administrator anything; then it takes a confirmation.",
+    )
     max_per_user: int = Field(
         10, ge=1, le=1000, description="Sessions a user may have at once; at one more, the oldest ends."
     )

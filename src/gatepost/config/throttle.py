@@ -66,6 +66,15 @@ class ThrottleConfig(Section):
     typed_code_every: float = Field(
         720, gt=0, le=86400, description="Seconds for one more: with the burst 10 in the hour that a code lasts."
     )
+    factor_burst: int = Field(
+        10, ge=1, le=1_000_000, description="Wrong codes of second factors at once, for one user."
+    )
+    factor_every: float = Field(
+        3600,
+        gt=0,
+        le=86400,
+        description="Seconds for one more: with the burst 34 in any day, a chance of one in 10,000 at six digits.",
+    )
     mail_burst: int = Field(
         5,
         ge=1,

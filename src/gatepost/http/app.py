@@ -65,6 +65,7 @@ def render(problem: Problem) -> web.Response:
         "code": problem.code,
         # The cause of a server error goes into the log; the client is told only what it can do.
         "detail": problem.detail if problem.status < 500 else type(problem).__doc__,
+        **problem.members,
     }
     if problem.fields:
         body["errors"] = [{"field": e.field, "code": e.code, "message": e.message} for e in problem.fields]

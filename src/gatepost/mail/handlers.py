@@ -132,7 +132,7 @@ async def make_primary(request: web.Request, session: Session) -> web.Response:
     mailer = Mailer.demand(request)
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session) as connection,
+        acting(request, session, fresh=True) as connection,
     ):
         whence = origin(Client.of(request), session)
         primary = await queries.make_primary(
@@ -149,7 +149,7 @@ async def remove(request: web.Request, session: Session) -> web.Response:
     mailer = Mailer.demand(request)
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session) as connection,
+        acting(request, session, fresh=True) as connection,
     ):
         whence = origin(Client.of(request), session)
         await queries.remove(connection, session.user_id, path_id(request, "id"), whence, mailer.language(request))

@@ -98,9 +98,10 @@ _ADD = Statement(
         SELECT 'email_added', user_id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent FROM email
         UNION ALL
         SELECT 'authn_password_change_fail', id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent
-        FROM mine WHERE unchanged AND NOT matches
+        FROM mine WHERE unchanged AND confirmed AND NOT matches
     )
-    SELECT mine.unchanged, mine.matches, e.id::text, e.address, e.is_primary, e.verified_at, e.created_at
+    SELECT mine.confirmed, mine.unchanged, mine.matches,
+        e.id::text, e.address, e.is_primary, e.verified_at, e.created_at
     FROM mine LEFT JOIN email e ON true
 """
 )
@@ -116,12 +117,10 @@ async def add(
     row = await _ADD.first(
         connection,
         id=user_id,
-        setting=current.setting.phc,
-        digest=current.digest,
         address=address.written,
         canonical_address=address.canonical,
         language=language,
-        **current.taken.parameters(),
+        **current.parameters(),
         **origin._asdict(),
     )
     email_id, *rest = decide(row)

@@ -18,7 +18,10 @@ from gatepost.errors import (
 
 
 class ProblemDocument(TypedDict):
-    """What went wrong (RFC 9457): ``code`` is for programs, ``detail`` for people."""
+    """What went wrong (RFC 9457): ``code`` is for programs, ``detail`` for people.
+
+    With ``second_factor_required``, ``login`` is the ticket for the next step, ``methods`` what that takes.
+    """
 
     type: str
     title: str
@@ -26,6 +29,9 @@ class ProblemDocument(TypedDict):
     code: str
     detail: str
     errors: NotRequired[list[FieldError]]
+    login: NotRequired[str]
+    methods: NotRequired[list[str]]
+    expires_at: NotRequired[str]
 
 
 def prose(thing: object) -> str:

@@ -161,6 +161,9 @@ sessions = sa.Table(
     sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
     sa.Column("ip", INET),
     sa.Column("user_agent", sa.Text),
+    # How its user has proved who it is (RFC 8176), and when last, if that was after the login.
+    sa.Column("amr", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{pwd}'::text[]")),
+    sa.Column("confirmed_at", TIMESTAMP(timezone=True)),
     sa.CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
     sa.CheckConstraint("expires_at > created_at", name="expires_later"),
     sa.CheckConstraint("octet_length(user_agent) <= 2048", name="user_agent_length"),
@@ -356,3 +359,51 @@ outbox = sa.Table(
     sa.Index(None, "due_at"),
 )
 sa.Index(None, outbox.c.user_id)
+
+# Authenticator apps (TOTP, RFC 6238).
+totp_factors = sa.Table(
+    "totp_factors",
+    metadata,
+    _id(),
+    _user(),
+    sa.Column("name", sa.Text, nullable=False),
+    # The secret under AES-256-GCM, and the id of the key: NULL is the deployment's own (factors/vault.py).
+    sa.Column("sealed", BYTEA, nullable=False),
+    sa.Column("key", sa.Text, index=True),
+    # Number of the 30 seconds since 1970 whose code was accepted last: none is accepted twice, nor an earlier one.
+    sa.Column("last_step", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    _now("created_at"),
+    # It counts once a code of it has been given; until then it is forgotten after an hour.
+    sa.Column("confirmed_at", TIMESTAMP(timezone=True)),
+    sa.Column("last_used_at", TIMESTAMP(timezone=True)),
+    sa.CheckConstraint("octet_length(name) BETWEEN 1 AND 256", name="name_length"),
+    sa.CheckConstraint("octet_length(sealed) BETWEEN 44 AND 128", name="sealed_length"),
+)
+sa.Index(None, totp_factors.c.user_id)
+sa.Index("totp_factors_unconfirmed_idx", totp_factors.c.created_at, postgresql_where=sa.text("confirmed_at IS NULL"))
+
+# For those who have lost their second factor: each is worth one proof, and gone with it.
+recovery_codes = sa.Table(
+    "recovery_codes",
+    metadata,
+    sa.Column("user_id", UUID(as_uuid=True), sa.ForeignKey(users.c.id, ondelete="CASCADE"), primary_key=True),
+    # SHA-256 of the code: 80 random bits need no slow hash.
+    sa.Column("code_hash", BYTEA, primary_key=True, nullable=False),
+    _now("created_at"),
+    sa.CheckConstraint("octet_length(code_hash) = 32", name="code_hash_length"),
+)
+
+# Logins whose password was right and whose next step is awaited.
+login_tickets = sa.Table(
+    "login_tickets",
+    metadata,
+    # SHA-256 of the ticket; the ticket itself is known to whoever signs in only.
+    sa.Column("ticket_hash", BYTEA, primary_key=True, nullable=False),
+    _user(),
+    # It counts only while its epoch is the user's.
+    sa.Column("epoch", sa.BigInteger, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("expires_at", TIMESTAMP(timezone=True), nullable=False, index=True),
+    sa.CheckConstraint("octet_length(ticket_hash) = 32", name="ticket_hash_length"),
+    sa.Index(None, "user_id", "expires_at"),
+)

@@ -61,6 +61,7 @@ class Throttle:
         self.rename = Limit("rename", config.rename_burst, config.rename_every)
         self.code = Limit("code", config.code_burst, config.code_every)
         self.typed_code = Limit("typed_code", config.typed_code_burst, config.typed_code_every)
+        self.factor = Limit("factor", config.factor_burst, config.factor_every)
         self.mail = Limit("mail", config.mail_burst, config.mail_every)
         self.recovery = Limit("recovery", config.recovery_burst, config.recovery_every)
         self.lookup = Limit("lookup", config.lookup_burst, config.lookup_every)
@@ -98,7 +99,8 @@ class Throttle:
 
         ``subjects``: what attempts are counted for, the canonical name and the verified addresses.
         """
-        keys = [bucket.key for bucket in (*self.for_password(user_id), *self.for_rename(user_id))]
+        of_user = (*self.for_password(user_id), *self.for_rename(user_id), self.for_factor(user_id))
+        keys = [bucket.key for bucket in of_user]
         ranges = []
         for subject in subjects:
             account = self._hash("account", subject)
@@ -137,6 +139,10 @@ class Throttle:
     def for_typed_code(self, subject: str, place: str | None) -> list[Bucket]:
         """Those of a code that somebody types. ``subject``: what it was mailed for."""
         return [*self.for_code(place), self._bucket(b"g", self.typed_code, subject)]
+
+    def for_factor(self, user_id: str) -> Bucket:
+        """That of codes of a second factor."""
+        return self._bucket(b"f", self.factor, user_id)
 
     def for_claim(self, address: str) -> Bucket:
         """That of mail to an address that somebody claims, in canonical form."""

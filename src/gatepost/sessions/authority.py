@@ -1,6 +1,6 @@
 """Whether a caller may still act, in SQL: asked in the transaction that acts, and true until it ends."""
 
-from gatepost.errors import Forbidden, Unauthorized
+from gatepost.errors import ConfirmationRequired, Forbidden, Unauthorized
 from gatepost.postgres.database import Connection, Statement
 from gatepost.sessions.session import Session
 
@@ -11,7 +11,8 @@ _STILL = Statement("""
     SELECT FROM gatepost.users WHERE id IN (:user_id, :other) ORDER BY id FOR NO KEY UPDATE;
     SELECT FROM gatepost.sessions WHERE token_hash = :token_hash FOR KEY SHARE;
 
-    SELECT u.roles FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
+    SELECT u.roles, extract(epoch FROM clock_timestamp() - coalesce(s.confirmed_at, s.created_at))
+    FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
     WHERE s.token_hash = :token_hash AND u.id = :user_id AND u.disabled_at IS NULL
         AND s.expires_at > clock_timestamp()
         AND s.last_seen_at > clock_timestamp() - make_interval(secs => :idle_timeout)
@@ -19,12 +20,19 @@ _STILL = Statement("""
 
 
 async def demand(
-    connection: Connection, session: Session, idle_timeout: int, *, role: str | None = None, on: str | None = None
+    connection: Connection,
+    session: Session,
+    idle_timeout: int,
+    *,
+    role: str | None = None,
+    on: str | None = None,
+    fresh: float | None = None,
 ) -> None:
     """Let nobody take the caller's session or ``role`` away until the transaction ends.
 
-    ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds. Raises
-    Unauthorized when the session has ended since it was looked up, Forbidden when the role is gone.
+    ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds.
+    ``fresh``: the seconds in which the caller must have confirmed who it is. Raises Unauthorized when the session has
+    ended since it was looked up, Forbidden when the role is gone, ConfirmationRequired.
     """
     row = await _STILL.first(
         connection,
@@ -37,3 +45,5 @@ async def demand(
         raise Unauthorized
     if role is not None and role not in row[0]:
         raise Forbidden
+    if fresh is not None and row[1] > fresh:
+        raise ConfirmationRequired

@@ -7,7 +7,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from gatepost.errors import Unauthorized, Unavailable
-from gatepost.http.app import CREDENTIALS, REFUNDS, THROTTLE
+from gatepost.http.app import CONFIG, CREDENTIALS, REFUNDS, THROTTLE
 from gatepost.http.client import Client
 from gatepost.sessions.current_password import Current, Origin, find_secret
 from gatepost.sessions.queries import SettingChanged
@@ -28,7 +28,7 @@ async def confirming(app: web.Application, client: Client, session: Session, pas
             raise Unauthorized
         setting = secret.setting or credentials.dummy(secret.canonical)
         digest = await client.while_connected(credentials.digest(setting, password, client.queue_share))
-        yield Current(setting, digest, taken)
+        yield Current(setting, digest, taken, app[CONFIG].sessions.fresh)
 
 
 async def unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:

@@ -5,7 +5,7 @@ judges it.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gatepost.errors import Unauthorized, WrongPassword
+from gatepost.errors import ConfirmationRequired, Unauthorized, WrongPassword
 from gatepost.postgres.database import Connection, Statement
 from gatepost.security.credentials import Setting
 from gatepost.security.throttle import TAKE, Bucket, Taken, judge, parameters
@@ -28,11 +28,24 @@ class Secret(NamedTuple):
 
 
 class Current(NamedTuple):
-    """The digest that a given password has under ``setting``, and what the attempt took from the throttles."""
+    """The digest that a given password has under ``setting``, and what the attempt took from the throttles.
+
+    ``fresh``: seconds in which a user with a second factor must have confirmed who it is.
+    """
 
     setting: Setting
     digest: bytes
     taken: Taken = Taken()
+    fresh: int = 600
+
+    def parameters(self) -> dict[str, Any]:
+        """For a statement with `MINE` and `given_back` in it."""
+        return {
+            "setting": self.setting.phc,
+            "digest": self.digest,
+            "fresh": self.fresh,
+            **self.taken.parameters(),
+        }
 
 
 _FIND_SECRET = Statement(f"""
@@ -55,17 +68,23 @@ async def find_secret(connection: Connection, user_id: str, buckets: Sequence[Bu
 
 # The user's row is locked first. A login, a change and a disabling of one user therefore run one after the other, and
 # each sees what the one before committed. The session's row is locked too, for the same reason with a logout. `mine`
-# is empty when the session has ended meanwhile.
+# is empty when the session has ended meanwhile. The password alone is not enough for a user with a second factor.
 MINE = """
     SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
     SELECT FROM gatepost.sessions WHERE user_id = :id AND handle = :handle FOR KEY SHARE;
 
     WITH mine AS (
-        SELECT u.id, coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches,
+        SELECT u.id, c.confirmed, c.has_factor,
+            c.confirmed AND coalesce(p.digest = :digest AND p.setting = :setting, false) AS matches,
             coalesce(p.setting = :setting, true) AS unchanged
         FROM gatepost.users u
             JOIN gatepost.sessions s ON s.user_id = u.id AND s.epoch = u.epoch AND s.handle = :handle
             LEFT JOIN gatepost.passwords p ON p.user_id = u.id
+            CROSS JOIN LATERAL (
+                SELECT f.has_factor, NOT f.has_factor OR coalesce(s.confirmed_at, s.created_at)
+                    > clock_timestamp() - make_interval(secs => :fresh) AS confirmed
+                FROM (SELECT gatepost.second_factors(u.id) IS NOT NULL AS has_factor) AS f
+            ) AS c
         WHERE u.id = :id AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
     ),
 """
@@ -73,13 +92,15 @@ MINE = """
 
 
 def decide(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """The rest of a row that begins with ``unchanged`` and ``matches`` of ``mine``.
+    """The rest of a row that begins with ``confirmed``, ``unchanged`` and ``matches`` of ``mine``.
 
-    Raises Unauthorized, WrongPassword, SettingChanged.
+    Raises Unauthorized, ConfirmationRequired, WrongPassword, SettingChanged.
     """
     if row is None:
         raise Unauthorized
-    unchanged, matches, *rest = row
+    confirmed, unchanged, matches, *rest = row
+    if not confirmed:
+        raise ConfirmationRequired
     if not unchanged:
         raise SettingChanged
     if not matches:

@@ -24,7 +24,8 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
         every(failures.INTERVAL, failed.write),
         parts.sweeping("sessions", partial(upkeep.sweep, parts.database)),
     ):
-        parts.share(LOOKUP, Lookup(lookups, parts.config.sessions.idle_timeout))
+        config = parts.config
+        parts.share(LOOKUP, Lookup(lookups, config.sessions.idle_timeout, config.factors.required_for))
         parts.share(LAST_SEEN, last_seen)
         parts.share(FAILED_LOOKUPS, failed)
         yield
@@ -38,12 +39,13 @@ FEATURE = Feature(
         "sessions": "One's own sessions: list and end them.",
     },
     events={
-        "authn_login_success": "",
+        "authn_login_success": "`amr`, if it was not the password alone",
+        "authn_login_factor_required": "the password was right, and a second factor is awaited",
         "authn_logout": "",
         "authn_login_fail": "`reason`: `unknown_user` (and then no user), `no_password`, `wrong_password` or "
         "`disabled`",
         "authn_login_fail_max": "beside it, when the attempt was the last of a throttle: `limit`, `max`",
         "session_revoked": "`reason`: `user`, `admin`, `session_limit`, `password_change`, `roles_changed`, "
-        "`user_disabled`, `user_deleted` or `email_changes_undone`; one for each session",
+        "`user_disabled`, `user_deleted`, `email_changes_undone` or `factors_removed`; one for each session",
     },
 )

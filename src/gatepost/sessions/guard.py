@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.errors import FactorRequired, Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
 from gatepost.http.client import Client
 from gatepost.http.tokens import Asked, session_token
@@ -23,11 +23,16 @@ FAILED_LOOKUPS = web.AppKey("failed_lookups", FailedLookups)
 GuardedHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
-async def caller(request: web.Request, asked: Asked | None = None) -> Session | None:
-    """The session whose token the request carries. Raises what `session_token` raises, and DatabaseUnavailable."""
+async def caller(request: web.Request, asked: Asked | None = None, *, restricted: bool = False) -> Session | None:
+    """The session whose token the request carries; with ``restricted``, also one that lacks a second factor.
+
+    Raises what `session_token` raises, FactorRequired, and DatabaseUnavailable.
+    """
     session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
     if session is not None:
         request.app[LAST_SEEN].record(session.token_hash)
+        if session.restricted and not restricted:
+            raise FactorRequired
     return session
 
 
@@ -48,9 +53,14 @@ def guarded_for(role: str) -> Callable[[GuardedHandler], Handler]:
     return lambda handler: _guard(handler, role)
 
 
-def _guard(handler: GuardedHandler, role: str | None) -> Handler:
+def guarded_also_without_factor(handler: GuardedHandler) -> Handler:
+    """`guarded`, also for a user whose role demands a second factor and who has none yet: for adding one."""
+    return _guard(handler, None, restricted=True)
+
+
+def _guard(handler: GuardedHandler, role: str | None, *, restricted: bool = False) -> Handler:
     async def guard(request: web.Request) -> web.StreamResponse:
-        session = await caller(request)
+        session = await caller(request, restricted=restricted)
         if session is None:
             raise no_session(request)
         if role is not None and role not in session.roles:
@@ -67,14 +77,19 @@ def _guard(handler: GuardedHandler, role: str | None) -> Handler:
 
 @contextlib.asynccontextmanager
 async def acting(
-    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None
+    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None, fresh: bool = False
 ) -> AsyncIterator[Connection]:
     """A transaction in which the caller changes something. The guard judged before the body was read, which a client
-    may send slowly, so the session and the role are judged again here by `demand`, and locked. Raises Unauthorized,
-    Forbidden, DatabaseUnavailable.
+    may send slowly, so the session and the role are judged again here by `demand`, and locked.
+
+    ``fresh``: whether the caller must have confirmed lately who it is. Raises Unauthorized, Forbidden,
+    ConfirmationRequired, DatabaseUnavailable.
     """
+    limits = request.app[CONFIG].sessions
     async with request.app[DATABASE].transaction() as connection:
-        await demand(connection, session, request.app[CONFIG].sessions.idle_timeout, role=role, on=on)
+        await demand(
+            connection, session, limits.idle_timeout, role=role, on=on, fresh=limits.fresh if fresh else None
+        )
         yield connection
 
 

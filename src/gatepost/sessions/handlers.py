@@ -7,13 +7,13 @@ import uuid
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict
 
 from gatepost.errors import (
     ForeignOrigin,
     InvalidCredentials,
     Overloaded,
     Problem,
+    SecondFactorRequired,
     TooManyAttempts,
     Unauthorized,
     Unavailable,
@@ -33,7 +33,7 @@ from gatepost.security.credentials import InvalidPassword
 from gatepost.security.identifier import Identifier
 from gatepost.sessions import queries
 from gatepost.sessions.guard import guarded, no_session
-from gatepost.sessions.session import Done, Session, UserDocument, WhoAmIAnswer, hash_token, timestamp
+from gatepost.sessions.session import Done, LoginAnswer, Session, WhoAmIAnswer, hash_token, timestamp
 
 
 class Login(BaseModel):
@@ -46,23 +46,15 @@ class Login(BaseModel):
     cookie: bool = False
 
 
-class LoginAnswer(TypedDict):
-    """A new session; its token is told here and never again."""
-
-    session_id: str
-    expires_at: str
-    user: UserDocument
-
-
 @operation(
     LoginAnswer,
     body=Login,
-    problems=(InvalidCredentials, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin),
+    problems=(InvalidCredentials, SecondFactorRequired, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin),
     any_content_type=True,
     event="authn_login_success",
 )
 async def log_in(request: web.Request) -> web.Response:
-    """Open a session."""
+    """Open a session. For a user with a second factor it takes a further step, at `POST /user/factor`."""
     login = await read_body(request, Login, any_content_type=True)
     client = Client.of(request)
     identifier = Identifier.of(login.username, addresses=request.app[CONFIG].has_addresses)
@@ -75,6 +67,8 @@ async def log_in(request: web.Request) -> web.Response:
             continue
         if opened is None:
             raise InvalidCredentials
+        if opened.methods:
+            raise SecondFactorRequired(token, opened.methods, timestamp(opened.expires_at))
         answer = LoginAnswer(session_id=token, expires_at=timestamp(opened.expires_at), user=opened.user.public())
         response = json_response(answer)
         if login.cookie:

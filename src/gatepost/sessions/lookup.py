@@ -6,7 +6,7 @@ that was acknowledged before a check was sent is seen by it, on every node.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -39,12 +39,13 @@ class _Waiting:
 class Lookup:
     """Finds live sessions by token hash over ``database``, whose connections nothing else uses.
 
-    ``idle_timeout``: seconds without a request after which a session no longer counts.
+    ``idle_timeout``: seconds without a request after which a session no longer counts. ``two_factors_for``: the roles
+    that demand two factors.
     """
 
-    def __init__(self, database: Database, idle_timeout: int) -> None:
+    def __init__(self, database: Database, idle_timeout: int, two_factors_for: Sequence[str] = ()) -> None:
         self.database = database
-        self._idle_timeout = idle_timeout
+        self._how = idle_timeout, two_factors_for
         self._waiting: dict[bytes, _Waiting] = {}  # who has waited longest comes first
         self._workers: set[asyncio.Task[None]] = set()
         self.queries = self.tokens = 0
@@ -109,7 +110,7 @@ class Lookup:
         self.tokens += len(batch)
         deadline = next(iter(batch.values())).since + ANSWER_TIMEOUT
         try:
-            found = await self.database.read_by(deadline, queries.live_sessions, list(batch), self._idle_timeout)
+            found = await self.database.read_by(deadline, queries.live_sessions, list(batch), *self._how)
         except Exception as error:  # noqa: BLE001 (whatever it is, those who wait must hear of it)
             _fail(batch.values(), error)
             self._give_up_on_those_who_waited(error)

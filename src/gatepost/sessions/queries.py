@@ -16,13 +16,22 @@ from gatepost.sessions.session import Session, SessionDocument, User, timestamp
 
 # A function in the database (migration 0007), because Postgres keeps its plan: as SQL from here, planning took 75 us
 # of each query, which eleven checks share under load (measured: 12 % more checks a second, p99 3.1 -> 2.8 ms).
-_LIVE_SESSIONS = Statement("SELECT * FROM gatepost.live_sessions_2(CAST(:hashes AS bytea[]), :idle_timeout)")
+_LIVE_SESSIONS = Statement("""
+    SELECT * FROM gatepost.live_sessions_3(CAST(:hashes AS bytea[]), :idle_timeout, CAST(:two_factors_for AS text[]))
+""")
 
 
-async def live_sessions(connection: Connection, hashes: Sequence[bytes], idle_timeout: int) -> dict[bytes, Session]:
-    """Those of the sessions with these token hashes that are valid now. ``idle_timeout`` in seconds."""
-    rows = await _LIVE_SESSIONS.all(connection, hashes=array(hashes), idle_timeout=idle_timeout)
-    return {(key := bytes(token_hash)): Session(key, name, document) for token_hash, name, document in rows}
+async def live_sessions(
+    connection: Connection, hashes: Sequence[bytes], idle_timeout: int, two_factors_for: Sequence[str] = ()
+) -> dict[bytes, Session]:
+    """Those of the sessions with these token hashes that are valid now. ``idle_timeout`` in seconds.
+
+    ``two_factors_for``: the roles that demand two factors.
+    """
+    rows = await _LIVE_SESSIONS.all(
+        connection, hashes=array(hashes), idle_timeout=idle_timeout, two_factors_for=list(two_factors_for)
+    )
+    return {(key := bytes(token_hash)): Session(key, *rest) for token_hash, *rest in rows}
 
 
 class Entry(NamedTuple):
@@ -33,7 +42,7 @@ class Entry(NamedTuple):
     buckets: Sequence[Bucket]
 
 
-# The statements of a login are functions in the database (migration 0011), whose plans Postgres keeps.
+# The statements of a login are functions in the database (migrations 0011 and 0013), whose plans Postgres keeps.
 _FIND_SETTING = Statement("""
     SELECT * FROM gatepost.find_setting_3(:name, :address, :place,
         CAST(:keys AS bytea[]), CAST(:bursts AS integer[]), CAST(:everys AS float8[]))
@@ -78,10 +87,13 @@ class Attempt(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A login that was won."""
+    """A login that was won. With ``methods``, its token is that of a ticket for a further step, which one of them
+    takes, and not yet a session's.
+    """
 
     user: User
     expires_at: datetime
+    methods: Sequence[str] = ()
 
 
 class SettingChanged(Exception):
@@ -90,7 +102,7 @@ class SettingChanged(Exception):
 
 # Decides the login, and records what comes of it in the same transaction.
 _OPEN_SESSION = Statement("""
-    SELECT * FROM gatepost.open_session_3(:name, :address, :setting, :pepper, :digest,
+    SELECT * FROM gatepost.open_session_4(:name, :address, :setting, :pepper, :digest,
         :token_hash, :lifetime, :max_per_user, CAST(:ip AS inet), :user_agent, :place,
         CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]), CAST(:limits AS text[]), CAST(:bursts AS integer[]),
         :activity, :activity_burst, :activity_every, :abandoned)
@@ -100,7 +112,7 @@ _OPEN_SESSION = Statement("""
 async def open_session(
     connection: Connection, attempt: Attempt, *, lifetime: int, max_per_user: int
 ) -> Opened | None:
-    """Decide a login: compare the digest, open the session, end those over the cap, record the event.
+    """Decide a login: compare the digest, open the session or a ticket, end those over the cap, record the event.
 
     ``lifetime`` in seconds. None when the login is lost, whatever the reason. Raises SettingChanged, TooManyAttempts.
     """
@@ -126,12 +138,12 @@ async def open_session(
         **attempt.taken.parameters(),
     )
     assert row is not None
-    unchanged, refusing, expires_at, *user = row
+    unchanged, refusing, methods, expires_at, *user = row
     if unchanged is False:
         raise SettingChanged
     if refusing is not None:
         raise attempt.activity.limit.refusal(refusing)
-    return Opened(User(*user), expires_at) if expires_at else None
+    return Opened(User(*user), expires_at, methods or ()) if expires_at else None
 
 
 _REHASH = Statement(
@@ -185,7 +197,8 @@ async def end_session(
 
 
 _SESSIONS_OF = Statement("""
-    SELECT s.handle::text, s.created_at, s.last_seen_at, s.expires_at, host(s.ip), s.user_agent
+    SELECT s.handle::text, s.created_at, s.last_seen_at, s.expires_at, host(s.ip), s.user_agent, s.amr,
+        coalesce(s.confirmed_at, s.created_at)
     FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
     WHERE s.user_id = :user_id AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
         AND s.last_seen_at > clock_timestamp() - make_interval(secs => :idle_timeout)
@@ -195,6 +208,7 @@ _SESSIONS_OF = Statement("""
 
 async def sessions_of(connection: Connection, user_id: str, idle_timeout: int) -> list[SessionDocument]:
     """A user's live sessions, the newest first. ``idle_timeout`` in seconds."""
+    rows = await _SESSIONS_OF.all(connection, user_id=user_id, idle_timeout=idle_timeout)
     return [
         SessionDocument(
             handle=handle,
@@ -203,10 +217,10 @@ async def sessions_of(connection: Connection, user_id: str, idle_timeout: int) -
             expires_at=timestamp(expires_at),
             ip=ip,
             user_agent=user_agent,
+            amr=amr,
+            authenticated_at=timestamp(authenticated_at),
         )
-        for handle, created_at, last_seen_at, expires_at, ip, user_agent in await _SESSIONS_OF.all(
-            connection, user_id=user_id, idle_timeout=idle_timeout
-        )
+        for handle, created_at, last_seen_at, expires_at, ip, user_agent, amr, authenticated_at in rows
     ]
 
 

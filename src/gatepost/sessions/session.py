@@ -36,8 +36,19 @@ class UserDocument(TypedDict):
     profile: dict[str, Any]
 
 
+class LoginAnswer(TypedDict):
+    """A new session; its token is told here and never again."""
+
+    session_id: str
+    expires_at: str
+    user: UserDocument
+
+
 class SessionDocument(TypedDict):
-    """The ``session`` object of the API."""
+    """The ``session`` object of the API.
+
+    ``amr``: how its user has proved who it is, in the terms of RFC 8176; ``authenticated_at``: when last.
+    """
 
     handle: str
     created_at: str
@@ -45,6 +56,8 @@ class SessionDocument(TypedDict):
     expires_at: str
     ip: str | None
     user_agent: str | None
+    amr: list[str]
+    authenticated_at: str
 
 
 class WhoAmIAnswer(TypedDict):
@@ -83,6 +96,12 @@ class Session:
     canonical: str
     """The user's name as names are compared."""
     document: str
+    confirmed_ago: float
+    """Seconds since its user has last proved who it is, by the database's clock."""
+    two_factors: bool
+    """Whether by two factors."""
+    restricted: bool
+    """Whether a role of its user demands two factors and it has been one: all it may do is add another."""
 
     @cached_property
     def _parts(self) -> dict[str, Any]:

@@ -15,15 +15,14 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
 
 from gatepost.config import Config, ConfigError
-from gatepost.errors import DatabaseUnavailable
+from gatepost.errors import DatabaseUnavailable, MissingSecret
 from gatepost.http import _aiohttp
 from gatepost.postgres import schema
 from gatepost.postgres.database import Database, Dsn
 from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.sockets import bind
 from gatepost.routes import api_document
-from gatepost.security.credentials import MissingPepper, refuse_missing_pepper
-from gatepost.server import Prepared, WebServer
+from gatepost.server import Prepared, WebServer, refuse_missing_secrets
 from gatepost.telemetry import metrics
 from gatepost.telemetry.logs import log
 from gatepost.workers import _gunicorn
@@ -150,7 +149,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
             if changed := _fixed(config).items() ^ _fixed(self.config).items():
                 raise ConfigError(f"{', '.join(sorted({key for key, _ in changed}))} cannot change without a restart")
             dsn = self._prepare(config, 0.0, migrate=False)
-        except (ConfigError, DatabaseUnavailable, EmbeddedError, MissingPepper, schema.SchemaError) as error:
+        except (ConfigError, DatabaseUnavailable, EmbeddedError, MissingSecret, schema.SchemaError) as error:
             log.error("nothing is changed", reason=str(error))
             return False
         self.config, self._dsn = config, dsn
@@ -168,7 +167,7 @@ class Workers(BaseApplication):  # type: ignore[misc]
                 await schema.make_ready(dsn, patience, migrate=migrate)
                 database = await Database.open(dsn, 1)
                 try:
-                    await refuse_missing_pepper(config.passwords, database)
+                    await refuse_missing_secrets(config, database)
                 finally:
                     await database.close()
             finally:

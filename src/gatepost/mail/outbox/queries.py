@@ -12,16 +12,18 @@ from gatepost.security.throttle import TAKE, Bucket, judge, parameters
 # ----------------------------------------------------------------------------------------------- queueing
 
 
-def told(notice: Literal["password_changed", "password_recovered"], users: str) -> str:
+def told(
+    notice: Literal["password_changed", "password_recovered", "factor_changed"], users: str, detail: str = "'{}'"
+) -> str:
     """A common table expression that queues a notice to every verified address of the users in ``users``.
 
-    ``users``: a common table expression with a column ``user_id``. The statement has a parameter ``language``, which
-    is None where no mail is sent.
+    ``users``: a common table expression with a column ``user_id``. ``detail``: SQL, for the template. The statement
+    has a parameter ``language``, which is None where no mail is sent.
     """
     return f"""
     told AS (
-        INSERT INTO gatepost.outbox (kind, user_id, address, language)
-        SELECT '{notice}', e.user_id, e.address, CAST(:language AS text)
+        INSERT INTO gatepost.outbox (kind, user_id, address, language, detail)
+        SELECT '{notice}', e.user_id, e.address, CAST(:language AS text), CAST({detail} AS jsonb)
         FROM {users} AS w JOIN gatepost.emails e ON e.user_id = w.user_id AND e.verified_at IS NOT NULL
         WHERE CAST(:language AS text) IS NOT NULL
     )"""

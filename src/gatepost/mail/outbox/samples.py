@@ -8,6 +8,7 @@ SAMPLES: dict[str, dict[str, Any]] = {
     "email_changed": {"username": "ada", "code": "0" * 32, "change": "added", "address": "new@example.org"},
     "password_changed": {"username": "ada"},
     "password_recovered": {"username": "ada"},
+    "factor_changed": {"username": "ada", "change": "recovery_code", "left": 9},
     "test": {},
 }
 """Every kind of mail, with values such as its template is given, beside those of `templating.Templates.render`."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from gatepost.config import PasswordsConfig
-from gatepost.errors import Problem, Unavailable
+from gatepost.errors import MissingSecret, Problem, Unavailable
 from gatepost.postgres.database import Connection, Database, Statement
 from gatepost.security.credentials.hashing import Derived, Hasher
 from gatepost.security.credentials.kinds import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SPREAD_NS = 10_000_000
 
 
-class MissingPepper(Exception):
+class MissingPepper(MissingSecret):
     """Passwords are stored that the configuration cannot check; the message names the pepper."""
 
 
