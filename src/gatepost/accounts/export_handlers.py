@@ -6,15 +6,15 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from gatepost.accounts import export_queries as queries
-from gatepost.errors import Unauthorized
+from gatepost.errors import ConfirmationRequired, Unauthorized
 from gatepost.http.app import DATABASE
 from gatepost.http.operation import operation
 from gatepost.postgres.database import Database
-from gatepost.sessions.guard import guarded
+from gatepost.sessions.guard import demand_fresh, guarded
 from gatepost.sessions.session import Session
 
 
-@operation(dict[str, Any])
+@operation(dict[str, Any], problems=(ConfirmationRequired,))
 @guarded
 async def export(request: web.Request, session: Session) -> web.StreamResponse:
     """Everything held about me, as one JSON document.
@@ -22,6 +22,7 @@ async def export(request: web.Request, session: Session) -> web.StreamResponse:
     It is read as fast as the client takes it, so that a long history is never in memory as a whole. Where the
     database fails in the midst of it, the answer breaks off.
     """
+    demand_fresh(request, session)
     database = request.app[DATABASE]
     begun = await database.read(queries.begin, session.user_id)
     if begun is None:

@@ -29,8 +29,16 @@ _BEGIN = Statement("""
             FROM gatepost.outbox o WHERE o.user_id = u.id),
         'sessions', (SELECT coalesce(json_agg(json_build_object('handle', s.handle, 'created_at', s.created_at,
             'last_seen_at', s.last_seen_at, 'expires_at', s.expires_at, 'ip', host(s.ip),
-            'user_agent', s.user_agent) ORDER BY s.created_at), '[]')
+            'user_agent', s.user_agent, 'amr', s.amr, 'authenticated_at', coalesce(s.confirmed_at, s.created_at))
+            ORDER BY s.created_at), '[]')
             FROM gatepost.sessions s WHERE s.user_id = u.id),
+        'factors', (SELECT coalesce(json_agg(json_build_object('kind', 'totp', 'name', f.name,
+            'created_at', f.created_at, 'confirmed_at', f.confirmed_at, 'last_used_at', f.last_used_at)
+            ORDER BY f.created_at), '[]') FROM gatepost.totp_factors f WHERE f.user_id = u.id),
+        'recovery_codes', (SELECT coalesce(json_agg(json_build_object('created_at', r.created_at)), '[]')
+            FROM gatepost.recovery_codes r WHERE r.user_id = u.id),
+        'logins_under_way', (SELECT coalesce(json_agg(json_build_object('expires_at', t.expires_at)), '[]')
+            FROM gatepost.login_tickets t WHERE t.user_id = u.id),
         'known_places', (SELECT coalesce(json_agg(json_build_object('seen_at', k.seen_at) ORDER BY k.seen_at), '[]')
             FROM gatepost.known_places k WHERE k.user_id = u.id)
     )::text, (SELECT coalesce(max(id), 0) FROM gatepost.events)

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 
 from gatepost.accounts import password_queries, policy, profile, queries
 from gatepost.errors import (
+    ConfirmationRequired,
     ForeignOrigin,
     LastAdmin,
     Overloaded,
@@ -160,7 +161,7 @@ class Renewed(TypedDict):
     expires_at: str
 
 
-PASSWORD_PROBLEMS = (WrongPassword, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin)
+PASSWORD_PROBLEMS = (WrongPassword, ConfirmationRequired, TooManyAttempts, Overloaded, Unavailable, ForeignOrigin)
 
 
 @operation(Renewed, body=PasswordChange, problems=PASSWORD_PROBLEMS, event="authn_password_change")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gatepost.admin.actor import BY, NOTE, Actor
 from gatepost.mail.codes import hash_link
+from gatepost.mail.outbox.queries import told
 from gatepost.postgres.database import Connection, Statement
 
 
@@ -42,6 +43,46 @@ async def start_reset(connection: Connection, user_id: str, reset: Reset, actor:
         connection, id=user_id, code_hash=hash_link(reset.code), lifetime=reset.lifetime, **actor.values()
     )
     return row[0] if row else None
+
+
+# Every session ends, and every login that waits for a code: they were opened, or begun, with what is gone now.
+_REMOVE_FACTORS = Statement(
+    f"""
+    SELECT FROM gatepost.users WHERE id = :id FOR NO KEY UPDATE;
+
+    WITH u AS (
+        SELECT id AS user_id FROM gatepost.users WHERE id = :id
+    ), removed AS (
+        DELETE FROM gatepost.totp_factors WHERE user_id = :id RETURNING user_id, confirmed_at
+    ), without AS (
+        SELECT DISTINCT user_id FROM removed WHERE confirmed_at IS NOT NULL
+    ), without_codes AS (
+        DELETE FROM gatepost.recovery_codes WHERE user_id IN (SELECT user_id FROM without)
+    ), without_tickets AS (
+        DELETE FROM gatepost.login_tickets WHERE user_id IN (SELECT user_id FROM without)
+    ), bumped AS (
+        UPDATE gatepost.users SET epoch = epoch + 1 WHERE id IN (SELECT user_id FROM without)
+    ), ended AS (
+        DELETE FROM gatepost.sessions WHERE user_id IN (SELECT user_id FROM without) RETURNING user_id, handle
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, session_handle, actor_id, ip, user_agent, detail)
+        SELECT 'factors_removed', user_id, CAST(NULL AS uuid), {BY}, {NOTE} FROM without
+        UNION ALL
+        SELECT 'session_revoked', user_id, handle, {BY}, {NOTE} || '{{"reason": "factors_removed"}}' FROM ended
+    ), """
+    + told("factor_changed", "without", """'{"change": "removed_by_operator"}'""")
+    + """
+    SELECT (SELECT count(*) FROM removed WHERE confirmed_at IS NOT NULL) FROM u
+"""
+)
+
+
+async def remove_factors(connection: Connection, user_id: str, actor: Actor, language: str | None) -> int | None:
+    """Remove a user's second factors and recovery codes, end every session if there were any, and tell the owner by
+    mail; how many factors there were. None when there is no such user.
+    """
+    row = await _REMOVE_FACTORS.first(connection, id=user_id, language=language, **actor.values())
+    return int(row[0]) if row else None
 
 
 _UNLOCK = Statement(f"""

@@ -6,7 +6,15 @@ from functools import partial
 
 import typer
 
-from gatepost.admin import commands, events_handlers, handlers, retention, sessions_commands
+from gatepost.admin import (
+    commands,
+    events_handlers,
+    factors_commands,
+    factors_handlers,
+    handlers,
+    retention,
+    sessions_commands,
+)
 from gatepost.http.feature import Feature, Parts
 
 
@@ -20,10 +28,11 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
 def _commands(user: typer.Typer) -> None:
     commands.register(user)
     sessions_commands.register(user)
+    factors_commands.register(user)
 
 
 FEATURE = Feature(
-    operator_routes=[*handlers.routes, *events_handlers.routes],
+    operator_routes=[*handlers.routes, *factors_handlers.routes, *events_handlers.routes],
     open=_open,
     user_commands=_commands,
     tags={
@@ -32,6 +41,7 @@ FEATURE = Feature(
     events={
         "authn_login_unlock": "",
         "authn_password_reset_started": "",
+        "factors_removed": "",
         "privilege_permissions_changed": "`old` and `new` roles",
         "user_disabled": "",
         "user_enabled": "",

@@ -12,7 +12,7 @@ from gatepost.accounts.queries import lock_profile
 from gatepost.admin import access_queries, cursor, queries
 from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
-from gatepost.errors import EmailTaken, ForeignOrigin, LastAdmin, NotFound, UsernameTaken
+from gatepost.errors import ConfirmationRequired, EmailTaken, ForeignOrigin, LastAdmin, NotFound, UsernameTaken
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response
 from gatepost.http.body import path_id, read_body, read_query
 from gatepost.http.client import Client
@@ -23,7 +23,8 @@ from gatepost.sessions.guard import acting, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
 
-_acting = partial(acting, role="admin")
+# Everything that changes demands that the administrator has lately proved who it is.
+_acting = partial(acting, role="admin", fresh=True)
 
 # Not strict: in a query string, numbers are text.
 Limit = Annotated[int, Field(strict=False, ge=1, le=100)]
@@ -92,7 +93,11 @@ class UserAdded(TypedDict):
 
 
 @operation(
-    UserAdded, status=201, body=NewUser, problems=(UsernameTaken, EmailTaken, ForeignOrigin), event="user_created"
+    UserAdded,
+    status=201,
+    body=NewUser,
+    problems=(UsernameTaken, EmailTaken, ConfirmationRequired, ForeignOrigin),
+    event="user_created",
 )
 @guarded_for("admin")
 async def add_user(request: web.Request, session: Session) -> web.Response:
@@ -134,7 +139,9 @@ class Change(BaseModel):
     disabled: bool = False
 
 
-@operation(UserAnswer, body=Change, problems=(NotFound, UsernameTaken, LastAdmin, ForeignOrigin))
+@operation(
+    UserAnswer, body=Change, problems=(NotFound, UsernameTaken, LastAdmin, ConfirmationRequired, ForeignOrigin)
+)
 @guarded_for("admin")
 async def change_user(request: web.Request, session: Session) -> web.Response:
     """Change a user; new roles and disabling end every session."""
@@ -158,7 +165,7 @@ async def change_user(request: web.Request, session: Session) -> web.Response:
     return json_response(UserAnswer(user=user.record()))
 
 
-@operation(Done, problems=(NotFound, LastAdmin, ForeignOrigin), event="user_deleted")
+@operation(Done, problems=(NotFound, LastAdmin, ConfirmationRequired, ForeignOrigin), event="user_deleted")
 @guarded_for("admin")
 async def delete_user(request: web.Request, session: Session) -> web.Response:
     """Delete a user; the name becomes free."""
@@ -175,7 +182,9 @@ class ResetAnswer(TypedDict):
     reset: ResetDocument
 
 
-@operation(ResetAnswer, problems=(NotFound, ForeignOrigin), event="authn_password_reset_started")
+@operation(
+    ResetAnswer, problems=(NotFound, ConfirmationRequired, ForeignOrigin), event="authn_password_reset_started"
+)
 @guarded_for("admin")
 async def start_reset(request: web.Request, session: Session) -> web.Response:
     """Start a password reset, in place of an earlier one; the password and the sessions stay until it is used."""
@@ -203,7 +212,7 @@ async def list_sessions(request: web.Request, _session: Session) -> web.Response
     return json_response(UserSessions(sessions=found))
 
 
-@operation(Done, problems=(NotFound, ForeignOrigin))
+@operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin))
 @guarded_for("admin")
 async def end_sessions(request: web.Request, session: Session) -> web.Response:
     """End every session of a user, also one that is just being opened."""
@@ -213,7 +222,7 @@ async def end_sessions(request: web.Request, session: Session) -> web.Response:
     return json_response(Done(status="success"))
 
 
-@operation(Done, problems=(NotFound, ForeignOrigin), event="session_revoked")
+@operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin), event="session_revoked")
 @guarded_for("admin")
 async def end_session(request: web.Request, session: Session) -> web.Response:
     """End one session of a user."""
@@ -225,7 +234,7 @@ async def end_session(request: web.Request, session: Session) -> web.Response:
     return json_response(Done(status="success"))
 
 
-@operation(Done, problems=(NotFound, ForeignOrigin))
+@operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin))
 @guarded_for("admin")
 async def unlock(request: web.Request, session: Session) -> web.Response:
     """Let a user try again at once whose attempts are used up."""

@@ -80,6 +80,11 @@ class Config(BaseSettings):
         """Whether users have mail addresses: they are wanted, and mail can be sent."""
         return self.accounts.email != "off" and self.mail.sends
 
+    @property
+    def notice_language(self) -> str | None:
+        """The language of mail to users that an operator causes; None where no mail is sent."""
+        return self.mail.language if self.has_addresses else None
+
     @classmethod
     def settings_customise_sources(
         cls,

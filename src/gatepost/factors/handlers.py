@@ -20,7 +20,7 @@ from gatepost.errors import (
 )
 from gatepost.factors import queries, recovery_codes, totp
 from gatepost.factors.parts import VAULT
-from gatepost.factors.queries import FactorDocument
+from gatepost.factors.queries import FactorDocument, FactorsAnswer
 from gatepost.http.app import CONFIG, DATABASE, REFUNDS, THROTTLE, json_response
 from gatepost.http.body import path_id, read_body
 from gatepost.http.client import Client
@@ -32,19 +32,12 @@ from gatepost.sessions.guard import acting, guarded, guarded_also_without_factor
 from gatepost.sessions.session import Done, Session
 
 
-class FactorsAnswer(TypedDict):
-    """One's own second factors, and how many recovery codes are left."""
-
-    factors: list[FactorDocument]
-    recovery_codes: int
-
-
 @operation(FactorsAnswer)
 @guarded_also_without_factor
 async def show(request: web.Request, session: Session) -> web.Response:
     """My second factors."""
     found = await request.app[DATABASE].read(queries.factors_of, session.user_id)
-    return json_response(FactorsAnswer(factors=found.factors, recovery_codes=found.recovery_codes))
+    return json_response(found.document())
 
 
 class NewFactor(BaseModel):

@@ -45,11 +45,22 @@ class FactorDocument(TypedDict):
     last_used_at: str | None
 
 
-class Factors(NamedTuple):
+class FactorsAnswer(TypedDict):
     """A user's second factors, and how many recovery codes are left."""
 
     factors: list[FactorDocument]
     recovery_codes: int
+
+
+class Factors(NamedTuple):
+    """A user's second factors, the oldest first, and how many recovery codes are left."""
+
+    factors: list[FactorDocument]
+    recovery_codes: int
+
+    def document(self) -> FactorsAnswer:
+        """As the API shows it."""
+        return {"factors": self.factors, "recovery_codes": self.recovery_codes}
 
 
 _FACTORS_OF = Statement("""

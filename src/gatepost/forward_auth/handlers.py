@@ -1,12 +1,20 @@
 """`/authz/forward`: may this request pass? nginx (`auth_request`), Traefik and Caddy (`forward_auth`) ask it."""
 
 import re
+from typing import Literal
 from urllib.parse import quote
 
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ConfigDict, Field
 
-from gatepost.errors import AmbiguousPath, Forbidden, ForeignOrigin, Unauthorized
+from gatepost.errors import (
+    AmbiguousPath,
+    ConfirmationRequired,
+    FactorRequired,
+    Forbidden,
+    ForeignOrigin,
+    Unauthorized,
+)
 from gatepost.http.body import read_query
 from gatepost.http.operation import operation
 from gatepost.http.tokens import Asked
@@ -35,9 +43,18 @@ class Demand(BaseModel):
         pattern=r"^[^\s\x85\ufeff,]{1,64}(,[^\s\x85\ufeff,]{1,64})*$",
         description="A role; of several, separated by commas, any.",
     )
+    factors: Literal["1", "2"] = Field("1", description="How many factors the session must have been opened with.")
+    fresh: int | None = Field(
+        None, ge=1, le=10**9, description="Seconds in which the user must have signed in, or confirmed who it is."
+    )
 
 
-@operation(None, query=Demand, problems=(Unauthorized, Forbidden, AmbiguousPath, ForeignOrigin), check=True)
+@operation(
+    None,
+    query=Demand,
+    problems=(Unauthorized, Forbidden, FactorRequired, ConfirmationRequired, AmbiguousPath, ForeignOrigin),
+    check=True,
+)
 async def forward(request: web.Request) -> web.Response:
     """Say whose session a proxied request carries, in headers for the service behind the proxy.
 
@@ -52,6 +69,10 @@ async def forward(request: web.Request) -> web.Response:
         raise Unauthorized  # never 429: to nginx that is an error, to its client 500
     if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):
         raise Forbidden
+    if demand.factors == "2" and not session.two_factors:
+        raise FactorRequired("This place takes a session of two factors: add a second factor, and sign in with it.")
+    if demand.fresh is not None and session.confirmed_ago > demand.fresh:
+        raise ConfirmationRequired
     return web.Response(
         headers={
             "Remote-User": quote(session.canonical, safe=_NAME),

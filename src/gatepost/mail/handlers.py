@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.errors import (
+    ConfirmationRequired,
     EmailTaken,
     InvalidCode,
     NotFound,
@@ -64,7 +65,7 @@ class NewEmail(BaseModel):
     EmailAnswer,
     status=201,
     body=NewEmail,
-    problems=(WrongPassword, TooManyAttempts, TooManyEmails, Overloaded, Unavailable, NotFound),
+    problems=(WrongPassword, ConfirmationRequired, TooManyAttempts, TooManyEmails, Overloaded, Unavailable, NotFound),
     event="email_added",
 )
 @guarded
@@ -125,7 +126,7 @@ async def verify(request: web.Request, session: Session) -> web.Response:
     return json_response(EmailAnswer(email=verified.document()))
 
 
-@operation(EmailAnswer, problems=(TooManyAttempts,), event="email_primary_changed")
+@operation(EmailAnswer, problems=(ConfirmationRequired, TooManyAttempts), event="email_primary_changed")
 @guarded
 async def make_primary(request: web.Request, session: Session) -> web.Response:
     """Let mail go to this verified address; the others are told, and can undo it."""
@@ -142,7 +143,7 @@ async def make_primary(request: web.Request, session: Session) -> web.Response:
     return json_response(EmailAnswer(email=primary.document()))
 
 
-@operation(Done, problems=(TooManyAttempts,), event="email_removed")
+@operation(Done, problems=(ConfirmationRequired, TooManyAttempts), event="email_removed")
 @guarded
 async def remove(request: web.Request, session: Session) -> web.Response:
     """Remove an address; it is told, or one that was verified before it, and can undo it."""

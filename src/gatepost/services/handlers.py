@@ -44,7 +44,8 @@ async def check(request: web.Request) -> web.Response:
     found = await request.app[LOOKUP].find_all(hashes)
     for token_hash in found:
         request.app[LAST_SEEN].record(token_hash)
-    documents = [found[token_hash].document if token_hash in found else "null" for token_hash in hashes]
+    valid = {token_hash: session.document for token_hash, session in found.items() if not session.restricted}
+    documents = [valid.get(token_hash, "null") for token_hash in hashes]
     body = '{"results":[' + ",".join(documents) + "]}"
     return web.Response(body=body.encode(), content_type="application/json")
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from aiohttp import web
 
-from gatepost.errors import FactorRequired, Forbidden, TooManyAttempts, Unauthorized
+from gatepost.errors import ConfirmationRequired, FactorRequired, Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
 from gatepost.http.client import Client
 from gatepost.http.tokens import Asked, session_token
@@ -73,6 +73,14 @@ def _guard(handler: GuardedHandler, role: str | None, *, restricted: bool = Fals
     guard.__dict__.update(handler.__dict__)  # what `operation` has noted of it
     GUARDED[guard] = role
     return guard
+
+
+def demand_fresh(request: web.Request, session: Session) -> None:
+    """Raise ConfirmationRequired, unless the caller has lately proved who it is. For what only reads; `acting` judges
+    what changes something.
+    """
+    if session.confirmed_ago > request.app[CONFIG].sessions.fresh:
+        raise ConfirmationRequired
 
 
 @contextlib.asynccontextmanager
