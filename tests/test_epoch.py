@@ -16,13 +16,18 @@ import pytest
 
 from gatepost.accounts import password_queries as passwords
 from gatepost.accounts import queries as accounts
-from gatepost.errors import InvalidCode, Problem, Unauthorized
+from gatepost.admin.access_queries import remove_factors
+from gatepost.admin.actor import OPERATOR
+from gatepost.errors import InvalidCode, LoginExpired, Problem, Unauthorized
+from gatepost.factors import queries as factors
+from gatepost.factors.totp import Factor, Match
+from gatepost.factors.vault import Sealed
 from gatepost.mail.codes import hash_link
 from gatepost.postgres.database import Connection, Database, Dsn
 from gatepost.recovery import queries as recovery
 from gatepost.security.credentials import Credentials, Setting
 from gatepost.security.identifier import Identifier
-from gatepost.security.throttle import KEY_BYTES, Bucket, Limit
+from gatepost.security.throttle import KEY_BYTES, Bucket, Limit, Taken
 from gatepost.sessions import queries as sessions
 from gatepost.sessions.current_password import Current, Origin, find_secret
 from gatepost.sessions.session import hash_token
@@ -156,6 +161,62 @@ async def a_rehash(world: World) -> list[Step]:
     return [rehash, lambda: run(connection, "COMMIT")]
 
 
+async def a_login_in_steps(world: World) -> list[Step]:
+    """The two statements of the password and the COMMIT; those of the code and theirs."""
+    connection = await world.connection()
+
+    async def find() -> None:
+        with contextlib.suppress(LoginExpired):
+            await factors.find_ticket(connection, hash_token(world.token("login")), [])
+
+    async def finish() -> None:
+        await run(connection, "BEGIN")
+        with contextlib.suppress(Problem):
+            await factors.finish_login(connection, a_finish(world, "stepped"), lifetime=1000, max_per_user=10)
+
+    return [*await a_login(world), find, finish, lambda: run(connection, "COMMIT")]
+
+
+def a_finish(world: World, name: str, ticket: str = "login") -> factors.Finish:
+    """The last step, with a right code of step 7."""
+    proof = factors.Proof(Match(Factor(FACTOR, Sealed(b"", None), 0), 7))
+    guesses = Bucket(b"f".ljust(16), Limit("factor", 1000, 10))
+    new = hash_token(world.token(name))
+    return factors.Finish(hash_token(world.token(ticket)), proof, new, guesses, None, None, None, Taken())
+
+
+FACTOR = "00000000-0000-4000-8000-00000000000f"
+
+
+def give_a_factor(world: World) -> None:
+    sql = (
+        "INSERT INTO gatepost.totp_factors (id, user_id, name, sealed, confirmed_at) "
+        "VALUES (%s, %s, 'Phone', %s, now()) RETURNING 1"
+    )
+    rows(world.dsn, sql, FACTOR, world.user_id, bytes(48))
+
+
+async def a_removal_by_an_operator(world: World) -> list[Step]:
+    connection = await world.connection()
+
+    async def remove() -> None:
+        await run(connection, "BEGIN")
+        assert await remove_factors(connection, world.user_id, OPERATOR, None) == 1
+
+    return [remove, lambda: run(connection, "COMMIT")]
+
+
+async def a_removal_by_the_user(world: World) -> list[Step]:
+    connection, origin = await world.connection(), Origin(await handle_of(world), None, None)
+
+    async def remove() -> None:
+        await run(connection, "BEGIN")
+        await run(connection, f"SELECT FROM gatepost.users WHERE id = '{world.user_id}' FOR NO KEY UPDATE")
+        await factors.remove(connection, world.user_id, FACTOR, origin, two_factors_for=(), language=None)
+
+    return [remove, lambda: run(connection, "COMMIT")]
+
+
 def orders(lengths: list[int]) -> Iterator[list[int]]:
     """Every order of the actors' steps, each actor's own in sequence."""
     slots = [actor for actor, length in enumerate(lengths) for _ in range(length)]
@@ -254,6 +315,56 @@ async def test_in_every_order_of_the_statements_no_session_is_valid_that_should_
                 stored = bytes(rows(dsn, "SELECT digest FROM gatepost.passwords")[0][0])
                 assert await credentials.digest(setting, NEW) == stored, "a rehash undid the change"
     credentials.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "allowed"),
+    [
+        (a_password_change, {"changed"}),
+        (a_disabling, set()),
+        # After the removal the password alone signs in, and what was signed in before has ended.
+        (a_removal_by_an_operator, {"login"}),
+        # A session that was opened with the code stays; a ticket does not.
+        (a_removal_by_the_user, {"mine", "login", "stepped"}),
+    ],
+)
+async def test_in_every_order_a_login_in_steps_opens_only_what_the_factor_allows(
+    pool_of_eight: Database, dsn: Dsn, credentials: Credentials, other: Actor, allowed: set[str]
+) -> None:
+    for order in orders([6, 2]):
+        async with a_world(pool_of_eight, dsn, credentials) as world:
+            give_a_factor(world)
+            actors = [await a_login_in_steps(world), await other(world)]
+            await play(dsn, actors, order)
+            assert await valid(world) <= allowed, order
+            opened = "SELECT count(*) FROM gatepost.sessions WHERE amr = '{pwd}' AND token_hash = %s"
+            without = rows(dsn, "SELECT id FROM gatepost.totp_factors") == []
+            assert without or rows(dsn, opened, hash_token(world.token("login"))) == [(0,)], order
+
+
+async def test_a_code_and_a_ticket_open_one_session_in_every_order(
+    pool_of_eight: Database, dsn: Dsn, credentials: Credentials
+) -> None:
+    async def a_last_step(world: World, name: str, ticket: str) -> list[Step]:
+        connection = await world.connection()
+
+        async def finish() -> None:
+            await run(connection, "BEGIN")
+            with contextlib.suppress(Problem):
+                await factors.finish_login(connection, a_finish(world, name, ticket), lifetime=1000, max_per_user=10)
+
+        return [finish, lambda: run(connection, "COMMIT")]
+
+    for tickets in (("login", "login"), ("login", "another")):
+        for order in orders([2, 2]):
+            async with a_world(pool_of_eight, dsn, credentials) as world:
+                give_a_factor(world)
+                for ticket in set(tickets):
+                    for step in await a_login(world, ticket):
+                        await step()
+                steps = [await a_last_step(world, f"step {n}", ticket) for n, ticket in enumerate(tickets)]
+                await play(dsn, steps, order)
+                assert len(await valid(world)) == 2, order  # mine, and one of them
 
 
 async def test_a_login_before_and_after_everything_else_is_not_refused_for_nothing(

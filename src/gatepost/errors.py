@@ -239,6 +239,12 @@ class LastFactor(Conflict):
     code = "last_factor"
 
 
+class NoSecondFactor(Conflict):
+    """There is no second factor yet: add one first."""
+
+    code = "no_second_factor"
+
+
 class TooManyFactors(Conflict):
     """An account has at most five authenticator apps: remove one first."""
 

@@ -5,6 +5,7 @@
 """
 
 from gatepost.config.config import Config
+from gatepost.config.factors import FactorsConfig
 from gatepost.config.mail import MailConfig
 from gatepost.config.reading import ConfigError
 from gatepost.config.sections import (
@@ -25,6 +26,7 @@ __all__ = [
     "ConfigError",
     "DbConfig",
     "EventsConfig",
+    "FactorsConfig",
     "LogConfig",
     "MailConfig",
     "PasswordsConfig",

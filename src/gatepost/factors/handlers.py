@@ -8,12 +8,12 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import (
     ConfirmationRequired,
-    Conflict,
     FieldError,
     ForeignOrigin,
     InvalidBody,
     InvalidCode,
     LastFactor,
+    NoSecondFactor,
     NotFound,
     TooManyAttempts,
     TooManyFactors,
@@ -164,7 +164,7 @@ class CodesAnswer(TypedDict):
 @operation(
     CodesAnswer,
     status=201,
-    problems=(ConfirmationRequired, Conflict, TooManyAttempts, ForeignOrigin),
+    problems=(ConfirmationRequired, NoSecondFactor, TooManyAttempts, ForeignOrigin),
     event="recovery_codes_created",
 )
 @guarded

@@ -8,10 +8,10 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import (
     ConfirmationRequired,
-    Conflict,
     InvalidCode,
     LastFactor,
     LoginExpired,
+    NoSecondFactor,
     NotFound,
     TooManyFactors,
     Unauthorized,
@@ -267,12 +267,12 @@ _NEW_CODES = Statement(
 async def replace_codes(
     connection: Connection, user_id: str, origin: Origin, codes: Codes, language: str | None
 ) -> None:
-    """Let ``codes`` be the user's recovery codes, in place of earlier ones. Raises Conflict without a factor."""
+    """Let ``codes`` be the user's recovery codes, in place of earlier ones. Raises NoSecondFactor."""
     row = await _NEW_CODES.first(
         connection, user_id=user_id, hashes=codes.hashes, language=language, **origin._asdict()
     )
     if row is None:
-        raise Conflict("There is no second factor yet: add one first.", code="no_second_factor")
+        raise NoSecondFactor
 
 
 # ----------------------------------------------------------------------------------- the step of a login

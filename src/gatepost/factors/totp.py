@@ -61,7 +61,7 @@ def match(code: str, factors: Sequence[Factor], user_id: str, vault: Vault, now:
         totp = pyotp.TOTP(written(vault.open(factor.sealed, user_id)))
         current = int(now) // SECONDS
         # All are compared, so that the time does not tell which one it was.
-        for step in range(current - DRIFT, current + DRIFT + 1):
+        for step in range(max(0, current - DRIFT), current + DRIFT + 1):
             if hmac.compare_digest(totp.generate_otp(step), digits):
                 found = Match(factor, step)
     return found

@@ -4,7 +4,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.errors import FactorRequired, Forbidden, TooManyAttempts, Unauthorized
 from gatepost.feed.feed import HEARTBEAT, LEASE, Feed, Missed, Notice, clock
 from gatepost.feed.listener import Listener
 from gatepost.http.connection import Connection
@@ -23,7 +23,7 @@ QUIET = 15.0
 LOOK_AGAIN = 60.0
 
 
-@operation(str, problems=(Unauthorized, Forbidden, TooManyAttempts), media_type="text/event-stream")
+@operation(str, problems=(Unauthorized, Forbidden, FactorRequired, TooManyAttempts), media_type="text/event-stream")
 async def feed(request: web.Request) -> web.StreamResponse:
     """Follow revocations as Server-Sent Events: for services, and for users with the role `verifier`.
 

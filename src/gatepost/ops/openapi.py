@@ -15,7 +15,15 @@ from aiohttp import hdrs, web
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from gatepost.errors import DatabaseUnavailable, Forbidden, ForeignOrigin, NotFound, TooManyAttempts, Unauthorized
+from gatepost.errors import (
+    DatabaseUnavailable,
+    FactorRequired,
+    Forbidden,
+    ForeignOrigin,
+    NotFound,
+    TooManyAttempts,
+    Unauthorized,
+)
 from gatepost.http.app import Handler
 from gatepost.http.body import MAX_BODY
 from gatepost.http.operation import Operation
@@ -200,7 +208,7 @@ def _operation(path: str, method: str, handler: Handler, note: Operation, compon
     refusals += QUERY if note.query else ()
     refusals += [Refusal.of(NotFound)] if "{" in path else []  # a path with U+0000 is not found either
     refusals += TOKEN if has_token else ()
-    refusals += [Refusal.of(TooManyAttempts)] if handler in GUARDED else []
+    refusals += [Refusal.of(TooManyAttempts), Refusal.of(FactorRequired)] if handler in GUARDED else []
     refusals += [Refusal.of(Forbidden)] if role else []
     refusals += [Refusal.of(ForeignOrigin)] if has_token and method != hdrs.METH_GET else []
     # Only a public GET can do without the database; one that does not says so itself.

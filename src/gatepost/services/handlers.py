@@ -6,7 +6,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
-from gatepost.errors import Forbidden, TooManyAttempts, Unauthorized
+from gatepost.errors import FactorRequired, Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.body import read_body
 from gatepost.http.operation import operation
 from gatepost.services.guard import demand_verifier
@@ -32,7 +32,7 @@ class Checked(TypedDict):
     results: list[WhoAmIAnswer | None]
 
 
-@operation(Checked, body=Tokens, problems=(Unauthorized, Forbidden, TooManyAttempts), check=True)
+@operation(Checked, body=Tokens, problems=(Unauthorized, Forbidden, FactorRequired, TooManyAttempts), check=True)
 async def check(request: web.Request) -> web.Response:
     """Check up to 500 session tokens: for services, and for users with the role `verifier`.
 
