@@ -20,6 +20,7 @@ PUBLIC = {
     ("POST", "/account/password/redeem"),
     ("POST", "/account/recovery"),
     ("POST", "/account/emails/undo"),
+    ("POST", "/user/factor"),
     ("GET", "/authz/forward"),
     ("GET", "/ping"),
     ("GET", "/health/live"),
@@ -114,6 +115,12 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     ("POST", "/account/emails/{id}/verify"): (403, 403),
     ("PUT", "/account/emails/{id}/primary"): (404, 404),
     ("DELETE", "/account/emails/{id}"): (404, 404),
+    ("GET", "/account/factors"): (200, 200),
+    ("POST", "/account/factors"): (201, 201),
+    ("POST", "/account/factors/{id}/confirm"): (404, 404),
+    ("DELETE", "/account/factors/{id}"): (404, 404),
+    ("POST", "/account/factors/recovery-codes"): (409, 409),
+    ("POST", "/user/confirm"): (403, 403),
     ("POST", "/authz/check"): (403, 403),
     ("GET", "/feed"): (403, 403),
     ("GET", "/user/events"): (200, 200),
@@ -127,6 +134,8 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     ("DELETE", "/admin/users/{id}/sessions"): (403, 200),
     ("DELETE", "/admin/users/{id}/throttle"): (403, 200),
     ("GET", "/admin/events"): (403, 200),
+    ("GET", "/admin/users/{id}/factors"): (403, 200),
+    ("DELETE", "/admin/users/{id}/factors"): (403, 200),
     ("DELETE", "/admin/users/{id}"): (403, 200),
 }
 BODIES = {
@@ -135,6 +144,9 @@ BODIES = {
     ("DELETE", "/account"): {"password": "bob's own password"},
     ("POST", "/account/emails"): {"email": "bob@example.org", "password": "bob's own password"},
     ("POST", "/account/emails/{id}/verify"): {"code": "0" * 32},
+    ("POST", "/account/factors"): {},
+    ("POST", "/account/factors/{id}/confirm"): {"code": "000000"},
+    ("POST", "/user/confirm"): {"password": "bob's own password"},
     ("POST", "/admin/users"): {"username": "eve"},
     ("PATCH", "/admin/users/{id}"): {"profile": {"colour": "red"}},
 }
@@ -148,7 +160,8 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
     bobs = await log_in(client, "bob", "bob's own password")
     of_bob = (
         "SELECT u::text, p::text, (SELECT array_agg(s::text) FROM gatepost.sessions s WHERE s.user_id = u.id), "
-        "(SELECT array_agg(e::text) FROM gatepost.emails e WHERE e.user_id = u.id) "
+        "(SELECT array_agg(e::text) FROM gatepost.emails e WHERE e.user_id = u.id), "
+        "(SELECT array_agg(f::text) FROM gatepost.totp_factors f WHERE f.user_id = u.id) "
         f"FROM gatepost.users u JOIN gatepost.passwords p ON p.user_id = u.id WHERE u.id = '{bob['id']}'"
     )
     handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions")[0][0]
@@ -158,10 +171,18 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
         "VALUES (%s, 'bob@example.org', 'bob@example.org', now()) RETURNING id::text",
         bob["id"],
     )[0][0]
+    factor = rows(
+        dsn,
+        "INSERT INTO gatepost.totp_factors (user_id, name, sealed, confirmed_at) "
+        "VALUES (%s, 'Phone', %s, now()) RETURNING id::text",
+        bob["id"],
+        bytes(48),
+    )[0][0]
+    of_their_own = {"/account/emails": email, "/account/factors": factor}
     before = rows(dsn, of_bob)
 
     async def ask(method: str, path: str, token: str) -> int:
-        named = email if path.startswith("/account/emails") else bob["id"]
+        named = next((own for part, own in of_their_own.items() if path.startswith(part)), bob["id"])
         where = path.replace("{id}", named).replace("{handle}", handle)
         query = "?scope=others" if (method, path) == ("DELETE", "/sessions") else ""
         body = BODIES.get((method, path))

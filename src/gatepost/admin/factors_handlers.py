@@ -11,7 +11,7 @@ from gatepost.http.body import path_id
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.mail.mailer import MAILER
-from gatepost.sessions.guard import acting, guarded_for
+from gatepost.sessions.guard import acting_confirmed, guarded_for
 from gatepost.sessions.session import Done, Session
 
 
@@ -31,7 +31,7 @@ async def remove_factors(request: web.Request, session: Session) -> web.Response
     """Remove all second factors of a user who has lost them; every session ends, and the user is told by mail."""
     user_id, client = path_id(request, "id"), Client.of(request)
     actor = Actor(session.user_id, client.ip, client.user_agent)
-    async with acting(request, session, role="admin", on=user_id, fresh=True) as connection:
+    async with acting_confirmed(request, session, role="admin", on=user_id) as connection:
         language = request.app[CONFIG].notice_language
         if await access_queries.remove_factors(connection, user_id, actor, language) is None:
             raise NotFound

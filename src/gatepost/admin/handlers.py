@@ -19,12 +19,12 @@ from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.mail.mailer import parse_field
 from gatepost.security import email
-from gatepost.sessions.guard import acting, guarded_for
+from gatepost.sessions.guard import acting_confirmed, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
 from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
 
 # Everything that changes demands that the administrator has lately proved who it is.
-_acting = partial(acting, role="admin", fresh=True)
+_acting = partial(acting_confirmed, role="admin")
 
 # Not strict: in a query string, numbers are text.
 Limit = Annotated[int, Field(strict=False, ge=1, le=100)]

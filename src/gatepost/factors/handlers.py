@@ -28,7 +28,7 @@ from gatepost.http.operation import operation
 from gatepost.mail.mailer import MAILER
 from gatepost.security.throttle import Bucket, take
 from gatepost.sessions.confirmation import origin
-from gatepost.sessions.guard import acting, guarded, guarded_also_without_factor
+from gatepost.sessions.guard import acting_confirmed, guarded, guarded_also_without_factor
 from gatepost.sessions.session import Done, Session
 
 
@@ -74,7 +74,7 @@ async def add(request: web.Request, session: Session) -> web.Response:
     config, vault, secret = request.app[CONFIG].factors, request.app[VAULT], totp.new_secret()
     async with request.app[REFUNDS].attempt(take, [_activity(request, session)]):
         sealed = await asyncio.to_thread(vault.seal, secret, session.user_id)
-        async with acting(request, session, fresh=True) as connection:
+        async with acting_confirmed(request, session) as connection:
             factor = await queries.add(connection, session.user_id, asked.name, sealed)
     uri = totp.uri(secret, session.username, config.issuer)
     qr = await asyncio.to_thread(totp.qr_code, uri)
@@ -117,7 +117,7 @@ async def confirm(request: web.Request, session: Session) -> web.Response:
         )
         if match is None:
             raise InvalidCode
-        async with acting(request, session, fresh=True) as connection:
+        async with acting_confirmed(request, session) as connection:
             factor, are_new = await queries.confirm(
                 connection,
                 session.user_id,
@@ -141,7 +141,7 @@ async def remove(request: web.Request, session: Session) -> web.Response:
     mailer = request.app[MAILER]
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session, fresh=True) as connection,
+        acting_confirmed(request, session) as connection,
     ):
         await queries.remove(
             connection,
@@ -173,7 +173,7 @@ async def replace_codes(request: web.Request, session: Session) -> web.Response:
     codes, mailer = recovery_codes.new(), request.app[MAILER]
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session, fresh=True) as connection,
+        acting_confirmed(request, session) as connection,
     ):
         whence = origin(Client.of(request), session)
         await queries.replace_codes(connection, session.user_id, whence, codes, mailer.notices(request))

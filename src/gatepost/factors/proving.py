@@ -131,7 +131,7 @@ class Confirmed(TypedDict):
     event="session_confirmed",
 )
 @guarded
-async def confirm(request: web.Request, session: Session) -> web.Response:
+async def confirm_session(request: web.Request, session: Session) -> web.Response:
     """Prove again who I am, for what is answered `confirmation_required`."""
     asked, client, app = await read_body(request, Confirmation), Client.of(request), request.app
     whence = origin(client, session)
@@ -181,4 +181,4 @@ async def _reseal(request: web.Request, user_id: str, proof: Proof) -> None:
         await request.app[DATABASE].write(queries.reseal, factor, await asyncio.to_thread(anew))
 
 
-routes = [web.post("/user/factor", finish_login), web.post("/user/confirm", confirm)]
+routes = [web.post("/user/factor", finish_login), web.post("/user/confirm", confirm_session)]

@@ -27,7 +27,7 @@ from gatepost.mail.mailer import Mailer, parse_field
 from gatepost.mail.queries import Email, EmailDocument
 from gatepost.security.throttle import Bucket, take
 from gatepost.sessions.confirmation import confirming, origin, unless_changed
-from gatepost.sessions.guard import acting, guarded
+from gatepost.sessions.guard import acting, acting_confirmed, guarded
 from gatepost.sessions.session import Done, Session
 
 
@@ -133,7 +133,7 @@ async def make_primary(request: web.Request, session: Session) -> web.Response:
     mailer = Mailer.demand(request)
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session, fresh=True) as connection,
+        acting_confirmed(request, session) as connection,
     ):
         whence = origin(Client.of(request), session)
         primary = await queries.make_primary(
@@ -150,7 +150,7 @@ async def remove(request: web.Request, session: Session) -> web.Response:
     mailer = Mailer.demand(request)
     async with (
         request.app[REFUNDS].attempt(take, [_activity(request, session)]),
-        acting(request, session, fresh=True) as connection,
+        acting_confirmed(request, session) as connection,
     ):
         whence = origin(Client.of(request), session)
         await queries.remove(connection, session.user_id, path_id(request, "id"), whence, mailer.language(request))

@@ -1,6 +1,6 @@
 """Whether a caller may still act, in SQL: asked in the transaction that acts, and true until it ends."""
 
-from gatepost.errors import ConfirmationRequired, Forbidden, Unauthorized
+from gatepost.errors import Forbidden, Unauthorized
 from gatepost.postgres.database import Connection, Statement
 from gatepost.sessions.session import Session
 
@@ -26,13 +26,12 @@ async def demand(
     *,
     role: str | None = None,
     on: str | None = None,
-    fresh: float | None = None,
-) -> None:
+) -> float:
     """Let nobody take the caller's session or ``role`` away until the transaction ends.
 
     ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds.
-    ``fresh``: the seconds in which the caller must have confirmed who it is. Raises Unauthorized when the session has
-    ended since it was looked up, Forbidden when the role is gone, ConfirmationRequired.
+    The answer is the seconds since the caller has last proved who it is. Raises Unauthorized when the session has
+    ended since it was looked up, Forbidden when the role is gone.
     """
     row = await _STILL.first(
         connection,
@@ -45,5 +44,4 @@ async def demand(
         raise Unauthorized
     if role is not None and role not in row[0]:
         raise Forbidden
-    if fresh is not None and row[1] > fresh:
-        raise ConfirmationRequired
+    return float(row[1])

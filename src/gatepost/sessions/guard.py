@@ -76,8 +76,8 @@ def _guard(handler: GuardedHandler, role: str | None, *, restricted: bool = Fals
 
 
 def demand_fresh(request: web.Request, session: Session) -> None:
-    """Raise ConfirmationRequired, unless the caller has lately proved who it is. For what only reads; `acting` judges
-    what changes something.
+    """Raise ConfirmationRequired, unless the caller has lately proved who it is. For what only reads;
+    `acting_confirmed` judges what changes something.
     """
     if session.confirmed_ago > request.app[CONFIG].sessions.fresh:
         raise ConfirmationRequired
@@ -85,19 +85,26 @@ def demand_fresh(request: web.Request, session: Session) -> None:
 
 @contextlib.asynccontextmanager
 async def acting(
-    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None, fresh: bool = False
+    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None
 ) -> AsyncIterator[Connection]:
     """A transaction in which the caller changes something. The guard judged before the body was read, which a client
-    may send slowly, so the session and the role are judged again here by `demand`, and locked.
-
-    ``fresh``: whether the caller must have confirmed lately who it is. Raises Unauthorized, Forbidden,
-    ConfirmationRequired, DatabaseUnavailable.
+    may send slowly, so the session and the role are judged again here by `demand`, and locked. Raises Unauthorized,
+    Forbidden, DatabaseUnavailable.
     """
+    async with request.app[DATABASE].transaction() as connection:
+        await demand(connection, session, request.app[CONFIG].sessions.idle_timeout, role=role, on=on)
+        yield connection
+
+
+@contextlib.asynccontextmanager
+async def acting_confirmed(
+    request: web.Request, session: Session, *, role: str | None = None, on: str | None = None
+) -> AsyncIterator[Connection]:
+    """`acting`, for a caller who has lately proved who it is. Raises also ConfirmationRequired."""
     limits = request.app[CONFIG].sessions
     async with request.app[DATABASE].transaction() as connection:
-        await demand(
-            connection, session, limits.idle_timeout, role=role, on=on, fresh=limits.fresh if fresh else None
-        )
+        if await demand(connection, session, limits.idle_timeout, role=role, on=on) > limits.fresh:
+            raise ConfirmationRequired
         yield connection
 
 
