@@ -66,6 +66,10 @@ class InvalidBody(Problem):
         self.fields = fields
 
 
+class BreachedPassword(InvalidBody):
+    """The new password was published in a breach of another service."""
+
+
 class UnsupportedMediaType(Problem):
     """Send the body as application/json, not encoded."""
 

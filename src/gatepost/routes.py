@@ -4,6 +4,7 @@ from functools import cache
 
 from gatepost.accounts.feature import FEATURE as ACCOUNTS
 from gatepost.admin.feature import FEATURE as ADMIN
+from gatepost.breached.feature import FEATURE as BREACHED
 from gatepost.config import Config
 from gatepost.factors.feature import FEATURE as FACTORS
 from gatepost.feed.feature import FEATURE as FEED
@@ -18,6 +19,7 @@ from gatepost.sessions.feature import FEATURE as SESSIONS
 from gatepost.transfer.feature import FEATURE as TRANSFER
 
 FEATURES = [
+    BREACHED,
     SESSIONS,
     MAIL,
     FACTORS,

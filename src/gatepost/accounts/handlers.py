@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from gatepost.accounts import password_queries, policy, profile, queries
+from gatepost.breached.checker import BREACHED
 from gatepost.errors import (
     ConfirmationRequired,
     ForeignOrigin,
@@ -68,6 +69,7 @@ async def register(request: web.Request) -> web.Response:
     client = Client.of(request)
     buckets = throttle.for_registration(client.place) + ([throttle.for_claim(address.canonical)] if address else [])
     async with request.app[REFUNDS].attempt(take, sorted(buckets)):
+        await request.app[BREACHED].refuse("password", asked.password)
         password = await client.while_connected(request.app[CREDENTIALS].create(asked.password, client.queue_share))
         user = await request.app[DATABASE].write(
             queries.create,
@@ -176,22 +178,21 @@ async def change_password(request: web.Request, session: Session) -> web.Respons
     await policy.off_the_loop(policy.judge_password, "new", asked.new, session.canonical, passwords)
 
     async def attempt() -> datetime:
-        async with (
-            request.app[REFUNDS].attempt(take, [throttle.for_activity(session.canonical)]),
-            confirming(request.app, client, session, asked.current) as current,
-        ):
-            return await database.write(
-                password_queries.change_password,
-                session.user_id,
-                origin(client, session),
-                current=current,
-                # This runs also for a client that has hung up since: once its password is hashed, the attempt is
-                # judged.
-                new=await request.app[CREDENTIALS].create(asked.new, client.queue_share),
-                token_hash=hash_token(token),
-                language=request.app[MAILER].notices(request),
-                place=throttle.known_place(client.place),
-            )
+        async with request.app[REFUNDS].attempt(take, [throttle.for_activity(session.canonical)]):
+            await request.app[BREACHED].refuse("new", asked.new)
+            async with confirming(request.app, client, session, asked.current) as current:
+                return await database.write(
+                    password_queries.change_password,
+                    session.user_id,
+                    origin(client, session),
+                    current=current,
+                    # This runs also for a client that has hung up since: once its password is hashed, the attempt is
+                    # judged.
+                    new=await request.app[CREDENTIALS].create(asked.new, client.queue_share),
+                    token_hash=hash_token(token),
+                    language=request.app[MAILER].notices(request),
+                    place=throttle.known_place(client.place),
+                )
 
     expires_at = await unless_changed(attempt)
     request.app[MAILER].wake()

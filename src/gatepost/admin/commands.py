@@ -14,6 +14,7 @@ from gatepost.accounts import policy
 from gatepost.admin import access_queries, queries
 from gatepost.admin.actor import OPERATOR
 from gatepost.admin.user import EmailRecord, Managed, canonical_prefix, in_order, new_code, readable
+from gatepost.breached.checker import Breached
 from gatepost.config import Config
 from gatepost.mail.mailer import parse_field
 from gatepost.postgres.database import Database
@@ -74,6 +75,7 @@ def add(
     async def work(database: Database) -> tuple[Managed, datetime | None]:
         if password is None:
             return await database.write(queries.create, new, OPERATOR, reset=started)
+        await _refuse_breached(settings, password)
         credentials = await Credentials.open(settings.passwords, database)
         try:
             stored = await credentials.create(password)
@@ -87,6 +89,14 @@ def add(
         return
     say(f"Added {user.username}.")
     _say_reset(user.username, started, expires_at)
+
+
+async def _refuse_breached(settings: Config, password: str) -> None:
+    breached = Breached.open(settings.passwords)
+    try:
+        await breached.refuse("password", password)
+    finally:
+        await breached.close()
 
 
 def _read_password(*, from_stdin: bool) -> str:

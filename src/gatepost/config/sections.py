@@ -181,6 +181,24 @@ class PasswordsConfig(Section):
         description="Peppers by id, each at least 16 characters. Keep an old one here until nobody needs it.",
     )
 
+    breached: Literal["off", "range", "file"] = Field(
+        "off",
+        description="Whether passwords known from breaches of other services are refused, and who knows them: an API "
+        "that is told five characters of a SHA-1 (`range`), or a file of your own (`file`).",
+    )
+    breached_url: str = Field(
+        "https://api.pwnedpasswords.com/range/",
+        pattern=r"^https?://[^\s?#]+/$",
+        description="What the five characters are put behind; a mirror of your own will do.",
+    )
+    breached_file: Path | None = Field(None, description="What `gatepost breached build` has made.")
+
+    @model_validator(mode="after")
+    def _file_is_named(self) -> Self:
+        if self.breached == "file" and self.breached_file is None:
+            raise ValueError("breached is file, so breached_file must be given")
+        return self
+
     @field_validator("peppers")
     @classmethod
     def _long_enough(cls, peppers: dict[str, SecretStr]) -> dict[str, SecretStr]:

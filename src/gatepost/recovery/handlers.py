@@ -6,6 +6,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatepost.accounts import policy
+from gatepost.breached.checker import BREACHED
 from gatepost.errors import FieldError, InvalidBody, InvalidCode, NotFound, Overloaded, TooManyAttempts, Unavailable
 from gatepost.http.app import CONFIG, CREDENTIALS, DATABASE, REFUNDS, THROTTLE, json_response
 from gatepost.http.body import read_body
@@ -84,6 +85,7 @@ async def redeem(request: web.Request) -> web.Response:
             raise InvalidCode
         passwords = request.app[CONFIG].passwords
         await policy.off_the_loop(policy.judge_password, "new", asked.new, name, passwords)
+        await request.app[BREACHED].refuse("new", asked.new)
         new = await client.while_connected(request.app[CREDENTIALS].create(asked.new, client.queue_share))
         await request.app[DATABASE].write(
             queries.redeem,

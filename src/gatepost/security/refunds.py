@@ -8,7 +8,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
-from gatepost.errors import DatabaseUnavailable, InvalidCode, Problem, Unauthorized, UsernameTaken, WrongPassword
+from gatepost.errors import (
+    BreachedPassword,
+    DatabaseUnavailable,
+    InvalidCode,
+    Problem,
+    Unauthorized,
+    UsernameTaken,
+    WrongPassword,
+)
 from gatepost.postgres.batches import BATCH
 from gatepost.postgres.database import Connection, Database
 from gatepost.security import throttle
@@ -18,7 +26,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # The errors that a judgement against the caller raises. After any other error the attempt was not judged.
-JUDGED = (Unauthorized, WrongPassword, InvalidCode, UsernameTaken)
+# A breached password counts too: each has perhaps asked another service.
+JUDGED = (Unauthorized, WrongPassword, InvalidCode, UsernameTaken, BreachedPassword)
 # Seconds between two rounds.
 INTERVAL = 1.0
 # Buckets that are remembered at once (some 3 MB). What was taken from further ones is not given back.

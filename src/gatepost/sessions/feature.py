@@ -42,6 +42,7 @@ FEATURE = Feature(
         "authn_login_success": "`amr`, if it was not the password alone",
         "authn_login_factor_required": "the password was right, and a second factor is awaited",
         "authn_logout": "",
+        "authn_password_breached": "at a login with `passwords.breached`: the password is known from a breach",
         "authn_login_fail": "`reason`: `unknown_user` (and then no user), `no_password`, `wrong_password` or "
         "`disabled`",
         "authn_login_fail_max": "beside it, when the attempt was the last of a throttle: `limit`, `max`",

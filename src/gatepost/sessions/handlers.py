@@ -8,6 +8,7 @@ import uuid
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatepost.breached.checker import BREACHED
 from gatepost.errors import (
     ForeignOrigin,
     InvalidCredentials,
@@ -67,9 +68,14 @@ async def log_in(request: web.Request) -> web.Response:
             continue
         if opened is None:
             raise InvalidCredentials
+        breached = await request.app[BREACHED].check(login.password)
+        if breached:
+            await request.app[DATABASE].write(queries.note_breached, opened.user.id, client.ip, client.user_agent)
         if opened.methods:
             raise SecondFactorRequired(token, opened.methods, timestamp(opened.expires_at))
         answer = LoginAnswer(session_id=token, expires_at=timestamp(opened.expires_at), user=opened.user.public())
+        if breached:
+            answer["password_breached"] = True
         response = json_response(answer)
         if login.cookie:
             set_session_cookie(request, response, token)

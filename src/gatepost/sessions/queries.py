@@ -171,6 +171,17 @@ async def rehash(connection: Connection, user_id: UUID, old: bytes, new: Stored)
     )
 
 
+_NOTE_BREACHED = Statement("""
+    INSERT INTO gatepost.events (kind, user_id, ip, user_agent)
+    VALUES ('authn_password_breached', :user_id, CAST(:ip AS inet), :user_agent) RETURNING 1
+""")
+
+
+async def note_breached(connection: Connection, user_id: UUID, ip: str | None, user_agent: str | None) -> None:
+    """Record that a user signs in with a password that is known from a breach."""
+    await _NOTE_BREACHED.all(connection, user_id=user_id, ip=ip, user_agent=user_agent)
+
+
 _END_SESSION = Statement("""
     WITH ended AS (
         DELETE FROM gatepost.sessions s USING gatepost.users u

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 from uuid import UUID
 
 from typing_extensions import TypedDict
@@ -37,11 +37,15 @@ class UserDocument(TypedDict):
 
 
 class LoginAnswer(TypedDict):
-    """A new session; its token is told here and never again."""
+    """A new session; its token is told here and never again.
+
+    ``password_breached``: the password is known from a breach of another service, so its user should choose another.
+    """
 
     session_id: str
     expires_at: str
     user: UserDocument
+    password_breached: NotRequired[Literal[True]]
 
 
 class SessionDocument(TypedDict):
