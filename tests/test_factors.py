@@ -539,6 +539,9 @@ async def test_who_must_have_a_second_factor_can_add_one_and_nothing_else(
         ("GET", "/account/factors"),
         ("POST", "/account/factors"),
         ("POST", "/account/factors/{id}/confirm"),
+        ("GET", "/account/passkeys"),
+        ("POST", "/account/passkeys"),
+        ("POST", "/account/passkeys/options"),
     }
     asked = 0
     for route in ROUTES:
@@ -609,7 +612,7 @@ async def test_an_operator_sees_and_removes_the_factors_of_a_user_who_has_lost_t
     )
     admin, token = await log_in(client), await log_in(client, "bob")
     path = f"/admin/users/{bob['id']}/factors"
-    assert await call(client, "GET", path, admin) == (200, {"factors": [], "recovery_codes": 0})
+    assert await call(client, "GET", path, admin) == (200, {"factors": [], "passkeys": [], "recovery_codes": 0})
     assert (await call(client, "DELETE", path, admin))[0] == 200
     assert await status_of(client, token) == 200  # there was none, so nothing ended
     await add_phone(client, token)
@@ -620,7 +623,7 @@ async def test_an_operator_sees_and_removes_the_factors_of_a_user_who_has_lost_t
     assert await status_of(client, token) == 401
     assert (await finish(client, ticket, totp="000000"))[1]["code"] == "login_expired"
     assert await log_in(client, "bob")
-    assert await call(client, "GET", path, admin) == (200, {"factors": [], "recovery_codes": 0})
+    assert await call(client, "GET", path, admin) == (200, {"factors": [], "passkeys": [], "recovery_codes": 0})
     await eventually(lambda: any("has removed the second" in file.read_text() for file in tmp_path.iterdir()))
     kinds = rows(
         dsn,

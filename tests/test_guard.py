@@ -21,6 +21,8 @@ PUBLIC = {
     ("POST", "/account/recovery"),
     ("POST", "/account/emails/undo"),
     ("POST", "/user/factor"),
+    ("POST", "/user/passkey"),
+    ("POST", "/user/passkey/options"),
     ("GET", "/authz/forward"),
     ("GET", "/ping"),
     ("GET", "/health/live"),
@@ -38,8 +40,9 @@ ADMIN = [(m, p) for m, p, handler in ROUTE_TABLE if GUARDED.get(handler) == "adm
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail, since some routes are there only then."""
-    return with_mail(config, tmp_path / "mail")
+    """With mail and a public URL, since some routes are there only then."""
+    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
+    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
 
 
 def test_every_route_is_on_the_public_list_or_guarded() -> None:
@@ -121,6 +124,11 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     ("DELETE", "/account/factors/{id}"): (404, 404),
     ("POST", "/account/factors/recovery-codes"): (409, 409),
     ("POST", "/user/confirm"): (403, 403),
+    ("GET", "/account/passkeys"): (200, 200),
+    ("POST", "/account/passkeys/options"): (200, 200),
+    ("POST", "/account/passkeys"): (403, 403),
+    ("PATCH", "/account/passkeys/{id}"): (404, 404),
+    ("DELETE", "/account/passkeys/{id}"): (404, 404),
     ("POST", "/authz/check"): (403, 403),
     ("GET", "/feed"): (403, 403),
     ("GET", "/user/events"): (200, 200),
@@ -145,6 +153,8 @@ BODIES = {
     ("POST", "/account/emails"): {"email": "bob@example.org", "password": "bob's own password"},
     ("POST", "/account/emails/{id}/verify"): {"code": "0" * 32},
     ("POST", "/account/factors"): {},
+    ("POST", "/account/passkeys"): {"credential": {}},
+    ("PATCH", "/account/passkeys/{id}"): {"name": "mine"},
     ("POST", "/account/factors/{id}/confirm"): {"code": "000000"},
     ("POST", "/user/confirm"): {"password": "bob's own password"},
     ("POST", "/admin/users"): {"username": "eve"},
@@ -161,7 +171,8 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
     of_bob = (
         "SELECT u::text, p::text, (SELECT array_agg(s::text) FROM gatepost.sessions s WHERE s.user_id = u.id), "
         "(SELECT array_agg(e::text) FROM gatepost.emails e WHERE e.user_id = u.id), "
-        "(SELECT array_agg(f::text) FROM gatepost.totp_factors f WHERE f.user_id = u.id) "
+        "(SELECT array_agg(f::text) FROM gatepost.totp_factors f WHERE f.user_id = u.id), "
+        "(SELECT array_agg(y::text) FROM gatepost.passkeys y WHERE y.user_id = u.id) "
         f"FROM gatepost.users u JOIN gatepost.passwords p ON p.user_id = u.id WHERE u.id = '{bob['id']}'"
     )
     handle = rows(dsn, "SELECT handle::text FROM gatepost.sessions")[0][0]
@@ -178,7 +189,13 @@ async def test_each_route_answers_each_role_as_expected_and_no_user_reaches_anot
         bob["id"],
         bytes(48),
     )[0][0]
-    of_their_own = {"/account/emails": email, "/account/factors": factor}
+    passkey = rows(
+        dsn,
+        "INSERT INTO gatepost.passkeys (user_id, credential_id, public_key, sign_count, name, synced, backed_up) "
+        "VALUES (%s, 'id', 'key', 0, 'Laptop', false, false) RETURNING id::text",
+        bob["id"],
+    )[0][0]
+    of_their_own = {"/account/emails": email, "/account/factors": factor, "/account/passkeys": passkey}
     before = rows(dsn, of_bob)
 
     async def ask(method: str, path: str, token: str) -> int:

@@ -1,4 +1,4 @@
-"""Logins in steps: TOTP, recovery codes, tickets; and how and when a session was authenticated."""
+"""Logins in steps: TOTP, recovery codes, passkeys, tickets; and how and when a session was authenticated."""
 
 from typing import Any
 
@@ -17,14 +17,19 @@ serves_from = "0011"
 _SECOND_FACTORS = """
 CREATE FUNCTION gatepost.second_factors(account uuid) RETURNS text[]
 LANGUAGE plpgsql STABLE SET enable_seqscan = off AS $$
+DECLARE
+    methods text[];
 BEGIN
-    IF NOT EXISTS (SELECT FROM gatepost.totp_factors f WHERE f.user_id = account AND f.confirmed_at IS NOT NULL) THEN
-        RETURN NULL;
+    IF EXISTS (SELECT FROM gatepost.totp_factors f WHERE f.user_id = account AND f.confirmed_at IS NOT NULL) THEN
+        methods := '{totp}';
     END IF;
-    IF EXISTS (SELECT FROM gatepost.recovery_codes r WHERE r.user_id = account) THEN
-        RETURN '{totp,recovery_code}';
+    IF EXISTS (SELECT FROM gatepost.passkeys p WHERE p.user_id = account) THEN
+        methods := methods || '{passkey}'::text[];
     END IF;
-    RETURN '{totp}';
+    IF methods IS NOT NULL AND EXISTS (SELECT FROM gatepost.recovery_codes r WHERE r.user_id = account) THEN
+        methods := methods || '{recovery_code}'::text[];
+    END IF;
+    RETURN methods;
 END
 $$
 """
@@ -195,14 +200,33 @@ END
 $$
 """
 
-# Whether a code proves who somebody is, and uses it up: one of two at once wins. `factor` and `step`: the TOTP factor
-# that it fits, and the number of its 30 seconds, each of which is worth one proof. `recovery`: the hash of a recovery
-# code, of which the owner is told by mail in `language`.
+# Whether a code or a passkey proves who somebody is, and uses it up: one of two at once wins. `factor`, `step`: the
+# TOTP factor that a code fits, and the number of its 30 seconds, each of which is worth one proof. `recovery`: the
+# hash of a recovery code, of which the owner is told by mail in `language`. `passkey`, `counter`: one that has signed
+# `challenge`, which counts once. A counter that does not rise tells of a copy.
 _PROVE = """
-CREATE FUNCTION gatepost.prove(account uuid, factor uuid, step bigint, recovery bytea, language text)
-RETURNS boolean
+CREATE FUNCTION gatepost.prove(
+    account uuid, factor uuid, step bigint, recovery bytea, passkey uuid, counter bigint, challenge bytea,
+    language text
+) RETURNS boolean
 LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
+    IF passkey IS NOT NULL THEN
+        INSERT INTO gatepost.used_challenges (challenge_hash) VALUES (challenge) ON CONFLICT DO NOTHING;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        UPDATE gatepost.passkeys p SET sign_count = counter, last_used_at = clock_timestamp()
+        WHERE p.id = passkey AND p.user_id = account
+            AND (p.sign_count < counter OR p.sign_count = 0 AND counter = 0);
+        IF FOUND THEN
+            RETURN true;
+        END IF;
+        INSERT INTO gatepost.events (kind, user_id, detail)
+        SELECT 'passkey_counter_fell', account, jsonb_build_object('passkey', p.name)
+        FROM gatepost.passkeys p WHERE p.id = passkey AND p.user_id = account;
+        RETURN false;
+    END IF;
     IF recovery IS NULL THEN
         UPDATE gatepost.totp_factors f SET last_step = step, last_used_at = clock_timestamp()
         WHERE f.id = factor AND f.user_id = account AND f.confirmed_at IS NOT NULL AND f.last_step < step;
@@ -229,7 +253,8 @@ $$
 # password, a disabling and a removal of the factor come before or after it.
 _FINISH_LOGIN = """
 CREATE FUNCTION gatepost.finish_login(
-    ticket bytea, factor uuid, step bigint, recovery bytea, language text,
+    ticket bytea, factor uuid, step bigint, recovery bytea, passkey uuid, counter bigint, challenge bytea,
+    language text, how text[],
     new_hash bytea, lifetime integer, max_per_user integer, from_ip inet, agent text, from_place bytea,
     guesses bytea, guesses_burst integer, guesses_every float8, taken bytea[], everys float8[],
     OUT alive boolean, OUT refusing float8, OUT expires_at timestamptz,
@@ -253,14 +278,14 @@ BEGIN
     IF refusing IS NOT NULL THEN
         RETURN;
     END IF;
-    IF NOT gatepost.prove(account.id, factor, step, recovery, language) THEN
+    IF NOT gatepost.prove(account.id, factor, step, recovery, passkey, counter, challenge, language) THEN
         INSERT INTO gatepost.events (kind, user_id, ip, user_agent)
         VALUES ('authn_factor_fail', account.id, from_ip, agent);
         RETURN;
     END IF;
     DELETE FROM gatepost.login_tickets t WHERE t.ticket_hash = ticket;
     expires_at := gatepost.begin_session(
-        account, new_hash, lifetime, max_per_user, from_ip, agent, from_place, '{mfa,otp,pwd}');
+        account, new_hash, lifetime, max_per_user, from_ip, agent, from_place, how);
     IF recovery IS NOT NULL THEN
         INSERT INTO gatepost.events (kind, user_id, ip, user_agent)
         VALUES ('recovery_code_used', account.id, from_ip, agent);
@@ -279,10 +304,55 @@ END
 $$
 """
 
+# A passkey alone: it is two factors in one gesture. One is taken from `activity`, as for a right password.
+_SIGN_IN = """
+CREATE FUNCTION gatepost.sign_in_with_passkey(
+    passkey uuid, counter bigint, challenge bytea, how text[],
+    new_hash bytea, lifetime integer, max_per_user integer, from_ip inet, agent text, from_place bytea,
+    activity bytea, activity_burst integer, activity_every float8, taken bytea[], everys float8[],
+    OUT refusing float8, OUT expires_at timestamptz,
+    OUT id uuid, OUT username text, OUT roles text[], OUT profile jsonb
+) LANGUAGE plpgsql SET enable_seqscan = off SET enable_bitmapscan = off AS $$
+DECLARE
+    account gatepost.users;
+    durable CONSTANT text := current_setting('synchronous_commit');
+BEGIN
+    SELECT u.* INTO account FROM gatepost.users u
+    WHERE u.id = (SELECT p.user_id FROM gatepost.passkeys p WHERE p.id = passkey) FOR NO KEY UPDATE;
+    IF account.id IS NULL OR account.disabled_at IS NOT NULL THEN
+        RETURN;
+    END IF;
+    SELECT t.seconds INTO refusing
+    FROM gatepost.take_2(ARRAY[activity], ARRAY[activity_burst], ARRAY[activity_every]) t;
+    PERFORM set_config('synchronous_commit', durable, true);
+    IF refusing IS NOT NULL THEN
+        RETURN;
+    END IF;
+    IF NOT gatepost.prove(account.id, NULL, NULL, NULL, passkey, counter, challenge, NULL) THEN
+        INSERT INTO gatepost.events (kind, user_id, ip, user_agent)
+        VALUES ('authn_factor_fail', account.id, from_ip, agent);
+        RETURN;
+    END IF;
+    expires_at := gatepost.begin_session(
+        account, new_hash, lifetime, max_per_user, from_ip, agent, from_place, how);
+    id := account.id;
+    username := account.username;
+    roles := account.roles;
+    profile := account.profile;
+    UPDATE gatepost.throttles t SET due = t.due - make_interval(secs => held.every)
+    FROM (
+        SELECT t.key, w.every FROM unnest(taken, everys) AS w (key, every) JOIN gatepost.throttles t USING (key)
+        ORDER BY t.key FOR NO KEY UPDATE OF t
+    ) AS held WHERE t.key = held.key;
+END
+$$
+"""
+
 # The user of this session proves again who it is. `alive`: whether the session is.
 _CONFIRM_SESSION = """
 CREATE FUNCTION gatepost.confirm_session(
-    account uuid, of_handle uuid, factor uuid, step bigint, recovery bytea, language text, from_ip inet, agent text,
+    account uuid, of_handle uuid, factor uuid, step bigint, recovery bytea, passkey uuid, counter bigint,
+    challenge bytea, language text, how text[], from_ip inet, agent text,
     OUT alive boolean, OUT confirmed_at timestamptz
 ) LANGUAGE plpgsql SET enable_seqscan = off AS $$
 BEGIN
@@ -294,13 +364,13 @@ BEGIN
     IF NOT alive THEN
         RETURN;
     END IF;
-    IF NOT gatepost.prove(account, factor, step, recovery, language) THEN
+    IF NOT gatepost.prove(account, factor, step, recovery, passkey, counter, challenge, language) THEN
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
         VALUES ('authn_factor_fail', account, of_handle, from_ip, agent);
         RETURN;
     END IF;
     UPDATE gatepost.sessions s SET confirmed_at = clock_timestamp(),
-        amr = ARRAY(SELECT m FROM unnest(s.amr) AS m UNION SELECT m FROM unnest('{otp,mfa}'::text[]) AS m ORDER BY m)
+        amr = ARRAY(SELECT m FROM unnest(s.amr) AS m UNION SELECT m FROM unnest(how) AS m ORDER BY m)
     WHERE s.user_id = account AND s.handle = of_handle RETURNING s.confirmed_at INTO confirmed_at;
     INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent)
     VALUES ('session_confirmed', account, of_handle, from_ip, agent);
@@ -365,6 +435,7 @@ _NEW = {
     "open_session_4": _OPEN_SESSION,
     "prove": _PROVE,
     "finish_login": _FINISH_LOGIN,
+    "sign_in_with_passkey": _SIGN_IN,
     "confirm_session": _CONFIRM_SESSION,
     "live_sessions_3": _LIVE_SESSIONS,
 }
@@ -440,6 +511,34 @@ def upgrade() -> None:
         "login_tickets_user_id_expires_at_idx", "login_tickets", ["user_id", "expires_at"], schema="gatepost"
     )
     op.create_index("login_tickets_expires_at_idx", "login_tickets", ["expires_at"], schema="gatepost")
+    op.create_table(
+        "passkeys",
+        sa.Column(
+            "id", UUID(as_uuid=True), primary_key=True, nullable=False, server_default=sa.text("gen_random_uuid()")
+        ),
+        _user(),
+        sa.Column("credential_id", BYTEA, nullable=False, unique=True),
+        sa.Column("public_key", BYTEA, nullable=False),
+        sa.Column("sign_count", sa.BigInteger, nullable=False),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("synced", sa.Boolean, nullable=False),
+        sa.Column("backed_up", sa.Boolean, nullable=False),
+        _now("created_at"),
+        sa.Column("last_used_at", TIMESTAMP(timezone=True)),
+        sa.CheckConstraint("octet_length(credential_id) BETWEEN 1 AND 1023", name="credential_id_length"),
+        sa.CheckConstraint("octet_length(public_key) BETWEEN 1 AND 2048", name="public_key_length"),
+        sa.CheckConstraint("octet_length(name) BETWEEN 1 AND 256", name="name_length"),
+        schema="gatepost",
+    )
+    op.create_index("passkeys_user_id_idx", "passkeys", ["user_id"], schema="gatepost")
+    op.create_table(
+        "used_challenges",
+        sa.Column("challenge_hash", BYTEA, primary_key=True, nullable=False),
+        _now("used_at"),
+        sa.CheckConstraint("octet_length(challenge_hash) = 32", name="challenge_hash_length"),
+        schema="gatepost",
+    )
+    op.create_index("used_challenges_used_at_idx", "used_challenges", ["used_at"], schema="gatepost")
     for name in _REPLACED:
         op.execute(f"ALTER FUNCTION gatepost.{name} RENAME TO {name}_before_0013")
     for sql in (*_NEW.values(), *_REPLACED.values()):
@@ -452,7 +551,7 @@ def downgrade() -> None:
         op.execute(f"DROP FUNCTION gatepost.{name}")
     for name in _REPLACED:
         op.execute(f"ALTER FUNCTION gatepost.{name}_before_0013 RENAME TO {name}")
-    for table in ("login_tickets", "recovery_codes", "totp_factors"):
+    for table in ("used_challenges", "passkeys", "login_tickets", "recovery_codes", "totp_factors"):
         op.drop_table(table, schema="gatepost")
     for column in ("confirmed_at", "amr"):
         op.drop_column("sessions", column, schema="gatepost")

@@ -104,6 +104,13 @@ class SecondFactorRequired(Unauthorized):
         self.members = {"login": ticket, "methods": list(methods), "expires_at": expires_at}
 
 
+class PasskeyUnknown(Unauthorized):
+    """No account can be signed in to with this passkey."""
+
+    code = "passkey_unknown"
+    event = "authn_factor_fail"
+
+
 class LoginExpired(Unauthorized):
     """This sign-in has expired, or its tries are used up: begin again with the password."""
 
@@ -139,6 +146,12 @@ class ConfirmationRequired(Forbidden):
     """Confirm that it is still you, at POST /user/confirm, and then do this again."""
 
     code = "confirmation_required"
+
+
+class InvalidPasskey(Forbidden):
+    """This passkey does not prove who you are: try again."""
+
+    code = "invalid_passkey"
 
 
 class FactorRequired(Forbidden):
@@ -241,6 +254,18 @@ class LastFactor(Conflict):
     """Your role demands a second factor, and this is the only one: add another first."""
 
     code = "last_factor"
+
+
+class PasskeyTaken(Conflict):
+    """This passkey belongs to an account already."""
+
+    code = "passkey_taken"
+
+
+class TooManyPasskeys(Conflict):
+    """An account has at most twenty passkeys: remove one first."""
+
+    code = "too_many_passkeys"
 
 
 class NoSecondFactor(Conflict):

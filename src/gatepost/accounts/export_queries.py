@@ -35,6 +35,9 @@ _BEGIN = Statement("""
         'factors', (SELECT coalesce(json_agg(json_build_object('kind', 'totp', 'name', f.name,
             'created_at', f.created_at, 'confirmed_at', f.confirmed_at, 'last_used_at', f.last_used_at)
             ORDER BY f.created_at), '[]') FROM gatepost.totp_factors f WHERE f.user_id = u.id),
+        'passkeys', (SELECT coalesce(json_agg(json_build_object('name', y.name, 'synced', y.synced,
+            'backed_up', y.backed_up, 'created_at', y.created_at, 'last_used_at', y.last_used_at)
+            ORDER BY y.created_at), '[]') FROM gatepost.passkeys y WHERE y.user_id = u.id),
         'recovery_codes', (SELECT coalesce(json_agg(json_build_object('created_at', r.created_at)), '[]')
             FROM gatepost.recovery_codes r WHERE r.user_id = u.id),
         'logins_under_way', (SELECT coalesce(json_agg(json_build_object('expires_at', t.expires_at)), '[]')

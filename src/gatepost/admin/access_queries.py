@@ -54,8 +54,12 @@ _REMOVE_FACTORS = Statement(
         SELECT id AS user_id FROM gatepost.users WHERE id = :id
     ), removed AS (
         DELETE FROM gatepost.totp_factors WHERE user_id = :id RETURNING user_id, confirmed_at
+    ), passkeys AS (
+        DELETE FROM gatepost.passkeys WHERE user_id = :id RETURNING user_id
+    ), counted AS (
+        SELECT user_id FROM removed WHERE confirmed_at IS NOT NULL UNION ALL SELECT user_id FROM passkeys
     ), without AS (
-        SELECT DISTINCT user_id FROM removed WHERE confirmed_at IS NOT NULL
+        SELECT DISTINCT user_id FROM counted
     ), without_codes AS (
         DELETE FROM gatepost.recovery_codes WHERE user_id IN (SELECT user_id FROM without)
     ), without_tickets AS (
@@ -72,7 +76,7 @@ _REMOVE_FACTORS = Statement(
     ), """
     + told("factor_changed", "without", """'{"change": "removed_by_operator"}'""")
     + """
-    SELECT (SELECT count(*) FROM removed WHERE confirmed_at IS NOT NULL) FROM u
+    SELECT (SELECT count(*) FROM counted) FROM u
 """
 )
 

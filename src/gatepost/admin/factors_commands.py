@@ -8,6 +8,7 @@ from gatepost.admin import access_queries
 from gatepost.admin.actor import OPERATOR
 from gatepost.admin.commands import NameArgument, find, unknown
 from gatepost.config import Config
+from gatepost.factors.passkey_queries import PasskeyDocument, passkeys_of
 from gatepost.factors.queries import Factors, factors_of
 from gatepost.postgres.database import Database
 from gatepost.process.console import ConfigOption, JsonOption, print_json, print_table, say, with_database
@@ -28,16 +29,21 @@ def factors(
         _remove(settings, name, as_json=as_json)
         return
 
-    async def work(database: Database) -> Factors:
-        return await database.read(factors_of, (await find(database, name)).id)
+    async def work(database: Database) -> tuple[Factors, list[PasskeyDocument]]:
+        user = await find(database, name)
+        return await database.read(factors_of, user.id), await database.read(passkeys_of, user.id)
 
-    found = with_database(settings, work)
+    found, passkeys = with_database(settings, work)
     if as_json:
-        print_json(found.document())
+        print_json(found.document() | {"passkeys": passkeys})
         return
     rows = [
         (f["kind"], f["name"], f["created_at"][:19], (f["confirmed_at"] or "")[:19], (f["last_used_at"] or "")[:19])
         for f in found.factors
+    ]
+    rows += [
+        ("passkey", p["name"], p["created_at"][:19], p["created_at"][:19], (p["last_used_at"] or "")[:19])
+        for p in passkeys
     ]
     print_table(["kind", "name", "created", "confirmed", "last used"], rows)
     say(f"Recovery codes left: {found.recovery_codes}.")

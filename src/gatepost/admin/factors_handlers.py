@@ -5,6 +5,7 @@ from aiohttp import web
 from gatepost.admin import access_queries, queries
 from gatepost.admin.actor import Actor
 from gatepost.errors import ConfirmationRequired, ForeignOrigin, NotFound
+from gatepost.factors.passkey_queries import PasskeyDocument, passkeys_of
 from gatepost.factors.queries import FactorsAnswer, factors_of
 from gatepost.http.app import CONFIG, DATABASE, json_response
 from gatepost.http.body import path_id
@@ -15,14 +16,22 @@ from gatepost.sessions.guard import acting_confirmed, guarded_for
 from gatepost.sessions.session import Done, Session
 
 
-@operation(FactorsAnswer, problems=(NotFound,))
+class UserFactors(FactorsAnswer):
+    """A user's second factors."""
+
+    passkeys: list[PasskeyDocument]
+
+
+@operation(UserFactors, problems=(NotFound,))
 @guarded_for("admin")
 async def list_factors(request: web.Request, _session: Session) -> web.Response:
     """The second factors of a user."""
     user_id = path_id(request, "id")
     if await request.app[DATABASE].read(queries.read, user_id) is None:
         raise NotFound
-    return json_response((await request.app[DATABASE].read(factors_of, user_id)).document())
+    factors = (await request.app[DATABASE].read(factors_of, user_id)).document()
+    passkeys = await request.app[DATABASE].read(passkeys_of, user_id)
+    return json_response(UserFactors(**factors, passkeys=passkeys))
 
 
 @operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin))

@@ -1,7 +1,9 @@
 """The whole configuration: all sections, and what holds between two of them."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, create_model, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -29,6 +31,17 @@ def _sections_only(value: Any) -> Any:
     if not isinstance(value, (dict, BaseModel)):
         raise ValueError("must be an object")  # noqa: TRY004 (pydantic collects ValueErrors)
     return value
+
+
+def _takes_passkeys(origin: str) -> bool:
+    """Whether browsers do, for pages of this origin (WebAuthn §5.1.3: a secure context, and a domain)."""
+    where = urlsplit(origin)
+    host = where.hostname or ""
+    try:
+        ip_address(host)
+    except ValueError:
+        return host == "localhost" or where.scheme == "https"
+    return False
 
 
 class Config(BaseSettings):
@@ -74,6 +87,28 @@ class Config(BaseSettings):
         if self.accounts.email == "required" and not self.mail.sends:
             raise ValueError("accounts.email is required, so mail.host or mail.directory must be given")
         return self
+
+    @model_validator(mode="after")
+    def _passkeys_fit_their_origins(self) -> Self:
+        domain = self.factors.relying_party
+        if domain and not self.passkey_origins:
+            raise ValueError("factors.relying_party is given, so webserver.public_url must be too")
+        for origin in self.passkey_origins:
+            if not _takes_passkeys(origin):
+                raise ValueError(f"browsers take passkeys for https://NAME and for localhost only, not for {origin}")
+            host = urlsplit(origin).hostname or ""
+            domain = domain or host  # that of the first
+            if host != domain and not host.endswith("." + domain):
+                raise ValueError(f"passkeys of {domain} cannot be used on {origin}: see factors.relying_party")
+        return self
+
+    @property
+    def passkey_origins(self) -> tuple[str, ...]:
+        """The origins whose pages may use passkeys; none where there are no passkeys."""
+        public, factors = self.webserver.public_url, self.factors
+        wanted = bool(factors.relying_party or factors.origins)
+        own = (public,) if public and (wanted or _takes_passkeys(public)) else ()
+        return tuple(dict.fromkeys((*own, *factors.origins)))
 
     @property
     def has_addresses(self) -> bool:

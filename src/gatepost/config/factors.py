@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
 from gatepost.config.sections import Section
-from gatepost.config.values import FROM_TEXT, PepperId
+from gatepost.config.values import FROM_TEXT, HostName, Origin, PepperId
 
 # Characters at least: as a key of AES-256 has bytes.
 _KEY_LENGTH = 32
@@ -21,6 +21,14 @@ class FactorsConfig(Section):
     )
     required_for: Annotated[tuple[Role, ...], *FROM_TEXT] = Field(
         (), description="Roles whose users must have a second factor; until then they can do nothing but add one."
+    )
+    relying_party: HostName | None = Field(
+        None,
+        description="Domain that passkeys are for, once and for all. Default: that of `webserver.public_url`; one "
+        "above it will do.",
+    )
+    origins: Annotated[tuple[Origin, ...], *FROM_TEXT] = Field(
+        (), description="Further origins whose pages may use passkeys, beside `webserver.public_url`."
     )
     key: str | None = Field(
         None,

@@ -25,6 +25,10 @@ class WebServerConfig(Section):
     cors_origins: Annotated[tuple[Origin, ...], *FROM_TEXT] = Field(
         (), description="Origins (`https://app.example`) whose pages may call the API from a browser."
     )
+    public_url: Origin | None = Field(
+        None,
+        description="Where people find this service (`https://auth.example`): the first origin of passkeys.",
+    )
     operator_host: HostName = Field(
         "127.0.0.1", min_length=1, description="Address for operators, with `operator_port`."
     )

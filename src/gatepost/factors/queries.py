@@ -16,6 +16,7 @@ from gatepost.errors import (
     TooManyFactors,
     Unauthorized,
 )
+from gatepost.factors.passkeys import Signed
 from gatepost.factors.recovery_codes import Codes
 from gatepost.factors.totp import Factor, Match
 from gatepost.factors.vault import Sealed
@@ -28,6 +29,8 @@ from gatepost.sessions.session import User, timestamp
 
 # TOTP factors of one user: each is one more code that a guess may hit.
 MOST = 5
+# How a code of an app, or a recovery code, proves who somebody is beside the password (RFC 8176).
+METHODS = ["mfa", "otp"]
 # Tries that a ticket is worth.
 TRIES = 5
 
@@ -135,6 +138,25 @@ def _factor(factor_id: str, sealed: bytes, key: str | None, last_step: int) -> F
     return Factor(factor_id, Sealed(bytes(sealed), key), last_step)
 
 
+RAISED = """
+    raised AS (
+        UPDATE gatepost.sessions s SET confirmed_at = clock_timestamp(), amr = ARRAY(
+            SELECT m FROM unnest(s.amr) AS m UNION SELECT m FROM unnest(CAST(:how AS text[])) AS m ORDER BY m)
+        FROM confirmed c WHERE s.user_id = c.user_id AND s.handle = :handle
+    )"""
+"""A common table expression: the session of whoever has a row in ``confirmed`` has just been proved by ``how``."""
+
+WITHOUT_THE_LAST = """
+    without_codes AS (
+        DELETE FROM gatepost.recovery_codes
+        WHERE user_id IN (SELECT c.user_id FROM counted c, others o WHERE o.number = 0)
+    ), without_tickets AS (
+        DELETE FROM gatepost.login_tickets WHERE user_id IN (SELECT user_id FROM counted)
+    )"""
+"""Common table expressions: of whoever has a row in ``counted``, logins that wait for a second factor go; where
+``others`` has none left, so do the recovery codes.
+"""
+
 # The first factor brings recovery codes with it. Whoever has confirmed it has given a code of it just now.
 _CONFIRM = Statement(
     """
@@ -146,15 +168,13 @@ _CONFIRM = Statement(
         SELECT c.user_id, h FROM confirmed c, unnest(CAST(:hashes AS bytea[])) AS h
         WHERE NOT EXISTS (SELECT FROM gatepost.recovery_codes r WHERE r.user_id = c.user_id)
         RETURNING 1
-    ), raised AS (
-        UPDATE gatepost.sessions s SET confirmed_at = clock_timestamp(), amr = ARRAY(
-            SELECT m FROM unnest(s.amr) AS m UNION SELECT m FROM unnest(CAST('{otp,mfa}' AS text[])) AS m ORDER BY m)
-        FROM confirmed c WHERE s.user_id = c.user_id AND s.handle = :handle
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT 'factor_added', user_id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent, '{"factor": "totp"}'
         FROM confirmed
     ), """
+    + RAISED
+    + ", "
     + told("factor_changed", "confirmed", """'{"change": "added"}'""")
     + """
     SELECT EXISTS (SELECT FROM first_codes), id::text, name, created_at, confirmed_at, last_used_at FROM confirmed
@@ -175,6 +195,7 @@ async def confirm(
         factor_id=match.factor.id,
         step=match.step,
         hashes=codes.hashes,
+        how=METHODS,
         language=language,
         **origin._asdict(),
     )
@@ -184,12 +205,12 @@ async def confirm(
     return _document(*columns), has_codes
 
 
-# With the last factor go the recovery codes, and logins that wait for a code.
 _REMOVE = Statement(
     """
     WITH others AS (
-        SELECT count(*) AS number FROM gatepost.totp_factors
-        WHERE user_id = :user_id AND id <> :factor_id AND confirmed_at IS NOT NULL
+        SELECT (SELECT count(*) FROM gatepost.passkeys WHERE user_id = :user_id)
+            + (SELECT count(*) FROM gatepost.totp_factors
+               WHERE user_id = :user_id AND id <> :factor_id AND confirmed_at IS NOT NULL) AS number
     ), demanded AS (
         SELECT FROM gatepost.users u, others o
         WHERE u.id = :user_id AND u.roles && CAST(:two_factors_for AS text[]) AND o.number = 0
@@ -199,17 +220,13 @@ _REMOVE = Statement(
         RETURNING user_id, confirmed_at
     ), counted AS (
         SELECT user_id FROM removed WHERE confirmed_at IS NOT NULL
-    ), last_one AS (
-        SELECT c.user_id FROM counted c, others o WHERE o.number = 0
-    ), without_codes AS (
-        DELETE FROM gatepost.recovery_codes WHERE user_id IN (SELECT user_id FROM last_one)
-    ), without_tickets AS (
-        DELETE FROM gatepost.login_tickets WHERE user_id IN (SELECT user_id FROM counted)
     ), recorded AS (
         INSERT INTO gatepost.events (kind, user_id, session_handle, ip, user_agent, detail)
         SELECT 'factor_removed', user_id, CAST(:handle AS uuid), CAST(:ip AS inet), :user_agent,
             '{"factor": "totp"}' FROM counted
     ), """
+    + WITHOUT_THE_LAST
+    + ", "
     + told("factor_changed", "counted", """'{"change": "removed"}'""")
     + """
     SELECT EXISTS (SELECT FROM removed),
@@ -313,14 +330,20 @@ async def find_ticket(connection: Connection, ticket: bytes, buckets: Sequence[B
 
 
 class Proof(NamedTuple):
-    """What a given code turned out to be: the factor that it fits, or the hash of a recovery code; neither, if it
-    fits nothing. ``language``: in which the owner is told of a recovery code that is used; None where no mail is
-    sent.
+    """What was given turned out to be: the factor that a code fits, the hash of a recovery code, or a passkey that
+    has signed; none of them, if it fits nothing. ``language``: in which the owner is told of a recovery code that is
+    used; None where no mail is sent.
     """
 
     match: Match | None = None
     recovery: bytes | None = None
+    signed: Signed | None = None
     language: str | None = None
+
+    @property
+    def methods(self) -> list[str]:
+        """How it proves who somebody is (RFC 8176)."""
+        return self.signed.methods if self.signed else METHODS
 
     def parameters(self) -> dict[str, Any]:
         """For a statement that calls ``gatepost.prove``."""
@@ -328,12 +351,16 @@ class Proof(NamedTuple):
             "factor": self.match.factor.id if self.match else None,
             "step": self.match.step if self.match else None,
             "recovery": self.recovery,
+            "passkey": self.signed.passkey.id if self.signed else None,
+            "counter": self.signed.counter if self.signed else None,
+            "challenge": self.signed.challenge if self.signed else None,
             "language": self.language,
         }
 
 
 _FINISH_LOGIN = Statement("""
-    SELECT * FROM gatepost.finish_login(:ticket, CAST(:factor AS uuid), CAST(:step AS bigint), :recovery, :language,
+    SELECT * FROM gatepost.finish_login(:ticket, CAST(:factor AS uuid), CAST(:step AS bigint), :recovery,
+        CAST(:passkey AS uuid), CAST(:counter AS bigint), :challenge, :language, CAST(:how AS text[]),
         :token_hash, :lifetime, :max_per_user, CAST(:ip AS inet), :user_agent, :place,
         :guesses, :guesses_burst, :guesses_every, CAST(:taken AS bytea[]), CAST(:taken_everys AS float8[]))
 """)
@@ -371,6 +398,7 @@ async def finish_login(connection: Connection, finish: Finish, *, lifetime: int,
         guesses=finish.guesses.key,
         guesses_burst=finish.guesses.limit.burst,
         guesses_every=finish.guesses.limit.every,
+        how=sorted({"pwd", *finish.proof.methods}),
         **finish.proof.parameters(),
         **finish.taken.parameters(),
     )
@@ -418,7 +446,8 @@ _CONFIRM_SESSION = Statement(
     """
     WITH c AS (
         SELECT * FROM gatepost.confirm_session(:user_id, :handle, CAST(:factor AS uuid), CAST(:step AS bigint),
-            :recovery, :language, CAST(:ip AS inet), :user_agent)
+            :recovery, CAST(:passkey AS uuid), CAST(:counter AS bigint), :challenge, :language,
+            CAST(:how AS text[]), CAST(:ip AS inet), :user_agent)
     ), """
     + given_back("c WHERE c.confirmed_at IS NOT NULL")
     + """
@@ -432,7 +461,12 @@ async def confirm_session(
 ) -> datetime:
     """Note that the session's user has proved who it is; when. Raises Unauthorized, InvalidCode."""
     row = await _CONFIRM_SESSION.first(
-        connection, user_id=user_id, **origin._asdict(), **proof.parameters(), **taken.parameters()
+        connection,
+        user_id=user_id,
+        how=proof.methods,
+        **origin._asdict(),
+        **proof.parameters(),
+        **taken.parameters(),
     )
     assert row is not None
     alive, confirmed_at = row
@@ -496,7 +530,8 @@ async def tell_roles(connection: Connection, roles: Sequence[str]) -> None:
 
 
 _PERMITTED = Statement("""
-    SELECT FROM gatepost.totp_factors, gatepost.recovery_codes, gatepost.login_tickets LIMIT 0
+    SELECT FROM gatepost.totp_factors, gatepost.recovery_codes, gatepost.login_tickets, gatepost.passkeys,
+        gatepost.used_challenges LIMIT 0
 """)
 
 

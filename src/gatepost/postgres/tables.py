@@ -382,6 +382,39 @@ totp_factors = sa.Table(
 sa.Index(None, totp_factors.c.user_id)
 sa.Index("totp_factors_unconfirmed_idx", totp_factors.c.created_at, postgresql_where=sa.text("confirmed_at IS NULL"))
 
+# Passkeys (WebAuthn): sign in without a name, or as a second factor.
+passkeys = sa.Table(
+    "passkeys",
+    metadata,
+    _id(),
+    _user(),
+    sa.Column("credential_id", BYTEA, nullable=False, unique=True),
+    # As COSE has it (RFC 9052).
+    sa.Column("public_key", BYTEA, nullable=False),
+    # How often it has signed, if it counts: 0 otherwise. One that does not rise tells of a copy.
+    sa.Column("sign_count", sa.BigInteger, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    # Whether it may be on several devices, and whether it was.
+    sa.Column("synced", sa.Boolean, nullable=False),
+    sa.Column("backed_up", sa.Boolean, nullable=False),
+    _now("created_at"),
+    sa.Column("last_used_at", TIMESTAMP(timezone=True)),
+    sa.CheckConstraint("octet_length(credential_id) BETWEEN 1 AND 1023", name="credential_id_length"),
+    sa.CheckConstraint("octet_length(public_key) BETWEEN 1 AND 2048", name="public_key_length"),
+    sa.CheckConstraint("octet_length(name) BETWEEN 1 AND 256", name="name_length"),
+)
+sa.Index(None, passkeys.c.user_id)
+
+# Challenges of passkeys that were signed: each counts once. One that is not used leaves no row (factors/passkeys.py).
+used_challenges = sa.Table(
+    "used_challenges",
+    metadata,
+    sa.Column("challenge_hash", BYTEA, primary_key=True, nullable=False),
+    _now("used_at"),
+    sa.CheckConstraint("octet_length(challenge_hash) = 32", name="challenge_hash_length"),
+    sa.Index(None, "used_at"),
+)
+
 # For those who have lost their second factor: each is worth one proof, and gone with it.
 recovery_codes = sa.Table(
     "recovery_codes",

@@ -12,6 +12,7 @@ from gatepost.errors import (
     BreachedPassword,
     DatabaseUnavailable,
     InvalidCode,
+    InvalidPasskey,
     Problem,
     Unauthorized,
     UsernameTaken,
@@ -27,7 +28,7 @@ T = TypeVar("T")
 
 # The errors that a judgement against the caller raises. After any other error the attempt was not judged.
 # A breached password counts too: each has perhaps asked another service.
-JUDGED = (Unauthorized, WrongPassword, InvalidCode, UsernameTaken, BreachedPassword)
+JUDGED = (Unauthorized, WrongPassword, InvalidCode, InvalidPasskey, UsernameTaken, BreachedPassword)
 # Seconds between two rounds.
 INTERVAL = 1.0
 # Buckets that are remembered at once (some 3 MB). What was taken from further ones is not given back.

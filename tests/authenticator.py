@@ -1,0 +1,90 @@
+"""A software authenticator: makes and uses passkeys as a device with a finger or a PIN does (WebAuthn, CTAP)."""
+
+import base64
+import hashlib
+import json
+import os
+from typing import Any
+
+import cbor2
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+PRESENT, VERIFIED, MAY_BE_SYNCED, SYNCED, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40
+
+
+def encoded(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+class Authenticator:
+    """One passkey, and what the browser says around it. Each attribute can be set to what an attacker would send."""
+
+    def __init__(self, origin: str = "https://auth.example", *, flags: int = PRESENT | VERIFIED) -> None:
+        self.origin = origin
+        self.flags = flags
+        self.counter = 0
+        self.counts = True
+        self.algorithm = -7
+        self.rp_id: str | None = None
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.credential_id = os.urandom(32)
+        self.user_handle = b""
+
+    def make(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What `navigator.credentials.create` gives, as JSON."""
+        self.rp_id = self.rp_id or options["rp"]["id"]
+        self.user_handle = decoded(options["user"]["id"])
+        numbers = self.key.public_key().public_numbers()
+        public = {
+            1: 2,
+            3: self.algorithm,
+            -1: 1,
+            -2: numbers.x.to_bytes(32, "big"),
+            -3: numbers.y.to_bytes(32, "big"),
+        }
+        attested = bytes(16) + len(self.credential_id).to_bytes(2, "big") + self.credential_id + cbor2.dumps(public)
+        data = self._data(ATTESTED) + attested
+        response = {
+            "clientDataJSON": encoded(self._client_data("webauthn.create", options["challenge"])),
+            "attestationObject": encoded(cbor2.dumps({"fmt": "none", "attStmt": {}, "authData": data})),
+            "transports": ["internal"],
+        }
+        return self._credential(response)
+
+    def sign(self, options: dict[str, Any]) -> dict[str, Any]:
+        """What `navigator.credentials.get` gives, as JSON."""
+        assert self.rp_id
+        if self.counts:
+            self.counter += 1
+        client_data, data = self._client_data("webauthn.get", options["challenge"]), self._data()
+        signature = self.key.sign(data + hashlib.sha256(client_data).digest(), ec.ECDSA(hashes.SHA256()))
+        response = {
+            "clientDataJSON": encoded(client_data),
+            "authenticatorData": encoded(data),
+            "signature": encoded(signature),
+            "userHandle": encoded(self.user_handle),
+        }
+        return self._credential(response)
+
+    def _client_data(self, kind: str, challenge: str) -> bytes:
+        return json.dumps({"type": kind, "challenge": challenge, "origin": self.origin}).encode()
+
+    def _data(self, more: int = 0) -> bytes:
+        assert self.rp_id
+        flags = bytes([self.flags | more])
+        return hashlib.sha256(self.rp_id.encode()).digest() + flags + self.counter.to_bytes(4, "big")
+
+    def _credential(self, response: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": encoded(self.credential_id),
+            "rawId": encoded(self.credential_id),
+            "type": "public-key",
+            "response": response,
+            "clientExtensionResults": {},
+            "authenticatorAttachment": "platform",
+        }
