@@ -421,7 +421,8 @@ async def test_the_sessions_of_a_user_are_listed_and_ended(root: Caller, ada: Ca
     other = await log_in(ada.client)
     sessions = (await root.ok("GET", user_path(ada.id, "sessions")))["sessions"]
     assert len(sessions) == 2
-    assert set(sessions[0]) == {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent"}
+    keys = {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent", "amr", "authenticated_at"}
+    assert set(sessions[0]) == keys
     assert ada.token not in json.dumps(sessions)
     assert sessions == sorted(sessions, key=lambda s: s["created_at"], reverse=True)
     newest = user_path(ada.id, "sessions", sessions[0]["handle"])

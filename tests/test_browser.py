@@ -111,3 +111,82 @@ async def test_a_tab_of_the_example_says_at_once_that_the_other_has_signed_out(
         await two.get_by_role("button", name="Sign out").click()
         for page in (one, two):
             await expect(page.get_by_role("status")).to_have_text("You were signed out.")
+
+
+# With the client in a page of Gatepost's own origin, as a frontend has it.
+PASSKEYS = """async () => {
+    const { Gatepost, SecondFactorRequired } = await import("/client/index.js");
+    const gatepost = new Gatepost();
+    await gatepost.logIn("ada", "PASSWORD");
+    const said = [];
+    const { passkey, recoveryCodes } = await gatepost.addPasskey("Laptop");
+    said.push(passkey.name, recoveryCodes.length);
+    await gatepost.logOut();
+    said.push((await gatepost.logInWithPasskey()).username, (await gatepost.whoAmI()).session.amr.join(" "));
+    await gatepost.confirm({ passkey: "ask" });
+    await gatepost.logOut();
+    try {
+        await gatepost.logIn("ada", "PASSWORD");
+    } catch (error) {
+        said.push(error instanceof SecondFactorRequired, error.methods.join(" "));
+        await gatepost.finishLogIn(error.ticket, { passkey: "ask" });
+    }
+    said.push((await gatepost.whoAmI()).session.amr.join(" "));
+    try {
+        await gatepost.addPasskey("the same device again");
+    } catch (error) {
+        said.push(error.name);
+    }
+    await gatepost.removePasskey(passkey.id);
+    said.push((await gatepost.passkeys()).length);
+    return said;
+}"""
+
+
+@pytest.mark.skipif(
+    not (SOURCE / "dist").exists() and os.environ.get("REQUIRE_API_TOOLS") != "1",
+    reason="`make npm` was not run here",
+)
+async def test_a_browser_makes_and_uses_passkeys(
+    config: Config, start_server: StartServer, browser: BrowserContext
+) -> None:
+    origin = f"http://localhost:{free_port()}"  # where the browser believes that it is
+    client = await start_server(config.model_copy(update={"webserver": WebServerConfig(port=0, public_url=origin)}))
+    await register(client, "ada")
+
+    async def answer(route: Route) -> None:
+        path = route.request.url.removeprefix(origin)
+        if path == "/":
+            await route.fulfill(body="<!doctype html><title>page</title>", content_type="text/html")
+        elif path.startswith("/client/"):
+            script = (SOURCE / "dist" / path.removeprefix("/client/")).read_text("utf-8")
+            await route.fulfill(body=script, content_type="text/javascript")
+        else:
+            await route.fulfill(response=await route.fetch(url=str(client.make_url(path))))
+
+    page = await browser.new_page()
+    await page.route(f"{origin}/**", answer)
+    await page.goto(origin + "/")
+    devtools = await browser.new_cdp_session(page)
+    await devtools.send("WebAuthn.enable")
+    device = {
+        "protocol": "ctap2",
+        "transport": "internal",
+        "hasResidentKey": True,
+        "hasUserVerification": True,
+        "isUserVerified": True,
+        "automaticPresenceSimulation": True,
+    }
+    await devtools.send("WebAuthn.addVirtualAuthenticator", {"options": device})
+    said = await page.evaluate(PASSKEYS.replace("PASSWORD", PASSWORD))
+    assert said == [
+        "Laptop",
+        10,
+        "ada",
+        "hwk mfa user",
+        True,
+        "passkey recovery_code",
+        "hwk mfa pwd user",
+        "InvalidStateError",
+        0,
+    ]

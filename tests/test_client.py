@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyotp
 import pytest
 from aiohttp import web
 
@@ -20,8 +21,17 @@ from gatepost.feed.listener import Listener
 from gatepost.postgres.database import Dsn
 from gatepost.services.token import new_token
 from gatepost.sessions.session import hash_token
-from gatepost_client import GatepostClient, GatepostError, NotKnown, SignedIn, SyncVerifier, Verifier
+from gatepost_client import (
+    GatepostClient,
+    GatepostError,
+    NotKnown,
+    SecondFactorRequired,
+    SignedIn,
+    SyncVerifier,
+    Verifier,
+)
 from gatepost_client.verifier import CALLS
+from tests.authenticator import Authenticator
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, rows
 from tests.received_mail import Folder
 
@@ -443,6 +453,42 @@ async def of_aiohttp(url: str, token: str) -> AsyncIterator[Get]:
 
 
 FRAMEWORKS = [of_fastapi, of_flask, of_aiohttp]
+
+
+async def test_a_program_signs_people_in_by_two_factors(config: Config, start_server: StartServer) -> None:
+    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
+    client = await start_server(config.model_copy(update={"webserver": webserver}))
+    async with GatepostClient(str(client.make_url(""))) as gatepost:
+        await gatepost.register("ada", PASSWORD)
+        token = (await gatepost.log_in("ada", PASSWORD)).token
+        added = await gatepost.add_factor(token, "Phone")
+        app = pyotp.TOTP(added["secret"])
+        codes = (await gatepost.confirm_factor(token, added["factor"]["id"], app.now()))["recovery_codes"]
+        who = await gatepost.who_am_i(token)
+        assert who
+        assert who.two_factors
+        assert who.authenticated_at
+        with pytest.raises(SecondFactorRequired) as required:
+            await gatepost.log_in("ada", PASSWORD)
+        assert required.value.methods == ["totp", "recovery_code"]
+        with pytest.raises(GatepostError) as refused:
+            await gatepost.finish_log_in(required.value.ticket, totp="000000")
+        assert refused.value.code == "invalid_code"
+        token = (await gatepost.finish_log_in(required.value.ticket, recovery_code=codes[0])).token
+        assert await gatepost.confirm(token, recovery_code=codes[1]) >= who.authenticated_at
+        assert (await gatepost.factors(token))["recovery_codes"] == 8
+        assert len(await gatepost.new_recovery_codes(token)) == 10
+
+        device = Authenticator()
+        made = device.make((await gatepost.new_passkey_options(token))["publicKey"])
+        passkey = (await gatepost.add_passkey(token, made, "Laptop"))["passkey"]
+        await gatepost.rename_passkey(token, passkey["id"], "Old laptop")
+        assert [each["name"] for each in await gatepost.passkeys(token)] == ["Old laptop"]
+        signed = device.sign((await gatepost.passkey_options())["publicKey"])
+        assert (await gatepost.log_in_with_passkey(signed)).token
+        await gatepost.remove_factor(token, added["factor"]["id"])
+        await gatepost.remove_passkey(token, passkey["id"])
+        assert (await gatepost.log_in("ada", PASSWORD)).token
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

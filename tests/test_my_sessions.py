@@ -36,7 +36,7 @@ async def test_i_see_my_sessions_the_newest_first_and_which_one_is_this(client: 
     sessions = await listed(client, tokens[1])
     assert [s["current"] for s in sessions] == [False, True, False]
     assert set(sessions[0]) == {
-        "handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent", "current",
+        "handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent", "amr", "authenticated_at", "current",
     }  # fmt: skip
     assert [s["created_at"] for s in sessions] == sorted((s["created_at"] for s in sessions), reverse=True)
     assert sessions[1]["ip"] == "127.0.0.1"

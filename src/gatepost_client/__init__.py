@@ -4,7 +4,7 @@
 `gatepost_client.fastapi`, `.django`, `.flask`, `.aiohttp`. Nothing here imports the server.
 """
 
-from gatepost_client.client import GatepostClient, GatepostError, NewSession
+from gatepost_client.client import GatepostClient, GatepostError, NewSession, SecondFactorRequired
 from gatepost_client.identity import NotKnown, SignedIn, bearer
 from gatepost_client.request import session_token
 from gatepost_client.sync import SyncVerifier
@@ -15,6 +15,7 @@ __all__ = [
     "GatepostError",
     "NewSession",
     "NotKnown",
+    "SecondFactorRequired",
     "SignedIn",
     "SyncVerifier",
     "Verifier",

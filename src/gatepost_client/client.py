@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict, Unpack  # noqa: TID251 (pydantic does not read it)
 from urllib.parse import quote
 
 import aiohttp
@@ -29,18 +29,48 @@ class GatepostError(Exception):
         super().__init__(f"{status} {self.code}: {problem.get('detail', '')}")
 
 
+class SecondFactorRequired(GatepostError):
+    """The password was right, and the account has a second factor: go on with `GatepostClient.finish_log_in`.
+
+    ``ticket``: what it takes, for ten minutes and five tries. ``methods``: the proofs that it takes.
+    """
+
+    def __init__(self, status: int, problem: Mapping[str, Any], retry_after: int | None) -> None:
+        super().__init__(status, problem, retry_after)
+        self.ticket = str(problem["login"])
+        self.methods: list[str] = list(problem["methods"])
+
+
+class Proof(TypedDict, total=False):
+    """One of them proves who somebody is. ``passkey``: what the browser has signed, as JSON."""
+
+    password: str
+    totp: str
+    recovery_code: str
+    passkey: Json
+
+
 @dataclass(frozen=True, slots=True)
 class NewSession:
-    """A session that was opened, or goes on under a new token. ``token`` is told here and never again."""
+    """A session that was opened, or goes on under a new token. ``token`` is told here and never again.
+
+    ``password_breached``: the password is known from a breach of another service; its user should choose another one.
+    """
 
     token: str = field(repr=False)
     expires_at: datetime
     user: Json | None = None
+    password_breached: bool = False
 
     @classmethod
     def of(cls, answer: Json) -> Self:
         """Read what Gatepost answers."""
-        return cls(answer["session_id"], datetime.fromisoformat(answer["expires_at"]), answer.get("user"))
+        return cls(
+            answer["session_id"],
+            datetime.fromisoformat(answer["expires_at"]),
+            answer.get("user"),
+            answer.get("password_breached", False),
+        )
 
 
 class GatepostClient:
@@ -76,8 +106,73 @@ class GatepostClient:
         return user
 
     async def log_in(self, username: str, password: str) -> NewSession:
-        """Open a session. A wrong name and a wrong password look alike (`invalid_credentials`)."""
+        """Open a session. A wrong name and a wrong password look alike (`invalid_credentials`).
+
+        Raises SecondFactorRequired for a user who has one.
+        """
         return NewSession.of(await self._call("POST", "/user", body={"username": username, "password": password}))
+
+    async def finish_log_in(self, ticket: str, **proof: Unpack[Proof]) -> NewSession:
+        """Go on with a login that raised SecondFactorRequired, with one proof: ``totp``, ``recovery_code``,
+        ``passkey``.
+        """
+        return NewSession.of(await self._call("POST", "/user/factor", body={"login": ticket, **proof}))
+
+    async def passkey_options(self) -> Json:
+        """What a browser is asked for a passkey that exists (`navigator.credentials.get`)."""
+        return await self._call("POST", "/user/passkey/options")
+
+    async def log_in_with_passkey(self, credential: Json) -> NewSession:
+        """Open a session with what a browser has signed, as JSON."""
+        return NewSession.of(await self._call("POST", "/user/passkey", body={"credential": credential}))
+
+    async def confirm(self, token: str, **proof: Unpack[Proof]) -> datetime:
+        """Prove again who the session's user is, for what is refused with `confirmation_required`; when."""
+        answer = await self._call("POST", "/user/confirm", token, dict(proof))
+        return datetime.fromisoformat(answer["authenticated_at"])
+
+    async def factors(self, token: str) -> Json:
+        """The user's authenticator apps, and how many recovery codes are left."""
+        return await self._call("GET", "/account/factors", token)
+
+    async def add_factor(self, token: str, name: str) -> Json:
+        """Add an authenticator app: its secret, URI and QR code. It counts once `confirm_factor` is given a code."""
+        return await self._call("POST", "/account/factors", token, {"name": name})
+
+    async def confirm_factor(self, token: str, factor_id: str, code: str) -> Json:
+        """Let an app count; the first one brings recovery codes."""
+        path = f"/account/factors/{quote(factor_id, safe='')}/confirm"
+        return await self._call("POST", path, token, {"code": code})
+
+    async def remove_factor(self, token: str, factor_id: str) -> None:
+        """Remove an app."""
+        await self._call("DELETE", f"/account/factors/{quote(factor_id, safe='')}", token)
+
+    async def new_recovery_codes(self, token: str) -> list[str]:
+        """Ten recovery codes, in place of earlier ones."""
+        codes: list[str] = (await self._call("POST", "/account/factors/recovery-codes", token))["recovery_codes"]
+        return codes
+
+    async def passkeys(self, token: str) -> list[Json]:
+        """The user's passkeys, the oldest first."""
+        passkeys: list[Json] = (await self._call("GET", "/account/passkeys", token))["passkeys"]
+        return passkeys
+
+    async def new_passkey_options(self, token: str) -> Json:
+        """What a browser is asked for a new passkey (`navigator.credentials.create`)."""
+        return await self._call("POST", "/account/passkeys/options", token)
+
+    async def add_passkey(self, token: str, credential: Json, name: str) -> Json:
+        """Add the passkey that a browser has made; the first second factor brings recovery codes."""
+        return await self._call("POST", "/account/passkeys", token, {"credential": credential, "name": name})
+
+    async def rename_passkey(self, token: str, passkey_id: str, name: str) -> Json:
+        """Call a passkey otherwise."""
+        return await self._call("PATCH", f"/account/passkeys/{quote(passkey_id, safe='')}", token, {"name": name})
+
+    async def remove_passkey(self, token: str, passkey_id: str) -> None:
+        """Remove a passkey."""
+        await self._call("DELETE", f"/account/passkeys/{quote(passkey_id, safe='')}", token)
 
     async def log_out(self, token: str) -> bool:
         """End the session, everywhere and at once. False if it had ended before."""
@@ -176,5 +271,6 @@ class GatepostClient:
             raise NotKnown(f"Gatepost answers {answer.status} ({document.get('code', '')})")
         if answer.status >= 400:
             after = answer.headers.get("Retry-After", "")
-            raise GatepostError(answer.status, document, int(after) if after.isdecimal() else None)
+            kind = SecondFactorRequired if document.get("code") == "second_factor_required" else GatepostError
+            raise kind(answer.status, document, int(after) if after.isdecimal() else None)
         return document

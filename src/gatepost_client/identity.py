@@ -30,6 +30,15 @@ class SignedIn:
     """The session's handle, worth nothing to a thief."""
     expires_at: datetime
     profile: Mapping[str, Any] = field(default_factory=dict)
+    amr: frozenset[str] = frozenset()
+    """How the user has proved who it is, in the terms of RFC 8176."""
+    authenticated_at: datetime | None = None
+    """When last; None of a Gatepost that does not say so."""
+
+    @property
+    def two_factors(self) -> bool:
+        """Whether by two factors."""
+        return "mfa" in self.amr
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
@@ -42,6 +51,8 @@ class SignedIn:
             session["handle"],
             datetime.fromisoformat(session["expires_at"]),
             user["profile"],
+            frozenset(session.get("amr", ())),
+            datetime.fromisoformat(proved) if (proved := session.get("authenticated_at")) else None,
         )
 
 

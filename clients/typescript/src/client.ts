@@ -1,6 +1,7 @@
-import { GatepostError, NotKnown } from "./errors.js";
+import { GatepostError, NotKnown, SecondFactorRequired } from "./errors.js";
 import { eventsOf } from "./events.js";
 import type { components } from "./openapi.js";
+import { makePasskey, usePasskey } from "./passkeys.js";
 
 type Schemas = components["schemas"];
 export type User = Schemas["UserDocument"];
@@ -9,7 +10,17 @@ export type OwnSession = Schemas["OwnSession"];
 export type Account = Schemas["AccountAnswer"];
 export type AccountChanges = Schemas["AccountsChange"];
 export type Email = Schemas["EmailDocument"];
+export type Factor = Schemas["FactorDocument"];
+export type Factors = Schemas["FactorsAnswer"];
+export type NewFactor = Schemas["NewFactorAnswer"];
+export type Passkey = Schemas["PasskeyDocument"];
 export type WhoAmI = Schemas["WhoAmIAnswer"];
+
+/** One proof of who somebody is. `passkey`: "ask" lets the browser ask for one; else what it has signed, as JSON. */
+export type SecondFactor =
+  | { totp: string }
+  | { recovery_code: string }
+  | { passkey: "ask" | Record<string, unknown> };
 
 /** Where the token is kept. */
 export interface TokenStore {
@@ -71,12 +82,96 @@ export class Gatepost {
     return (await this.#call<Schemas["Registered"]>("POST", "/account", { body })).user;
   }
 
-  /** Sign in. A wrong name and a wrong password look alike (`invalid_credentials`). */
+  /**
+   * Sign in. A wrong name and a wrong password look alike (`invalid_credentials`). Throws `SecondFactorRequired` for a
+   * user who has one: go on with `finishLogIn`.
+   */
   async logIn(username: string, password: string): Promise<User> {
     const body: Schemas["Login"] = { username, password, cookie: this.#cookie };
     const answer = await this.#call<Schemas["LoginAnswer"]>("POST", "/user", { body });
     this.#keep(answer.session_id);
     return answer.user;
+  }
+
+  /** Go on with a login that threw `SecondFactorRequired`. A wrong code is `invalid_code`: try again. */
+  async finishLogIn(ticket: string, proof: SecondFactor): Promise<User> {
+    const body = { login: ticket, cookie: this.#cookie, ...(await this.#proof(proof)) };
+    const answer = await this.#call<Schemas["LoginAnswer"]>("POST", "/user/factor", { body });
+    this.#keep(answer.session_id);
+    return answer.user;
+  }
+
+  /** Sign in with a passkey, without a name: the browser asks which one. */
+  async logInWithPasskey(): Promise<User> {
+    const body = { credential: await this.#usePasskey(), cookie: this.#cookie };
+    const answer = await this.#call<Schemas["LoginAnswer"]>("POST", "/user/passkey", { body });
+    this.#keep(answer.session_id);
+    return answer.user;
+  }
+
+  /** Prove again who it is, for what is refused with `confirmation_required`. */
+  async confirm(proof: { password: string } | SecondFactor): Promise<void> {
+    const body = "password" in proof ? proof : await this.#proof(proof);
+    await this.#call("POST", "/user/confirm", { body });
+  }
+
+  /** The authenticator apps of whoever is signed in, and how many recovery codes are left. */
+  factors(): Promise<Factors> {
+    return this.#call("GET", "/account/factors");
+  }
+
+  /** Add an authenticator app: its secret, URI and QR code (SVG). It counts once `confirmFactor` is given a code. */
+  addFactor(name: string): Promise<NewFactor> {
+    return this.#call("POST", "/account/factors", { body: { name } });
+  }
+
+  /** Let an app count. The first second factor brings recovery codes, which are told only here. */
+  async confirmFactor(id: string, code: string): Promise<string[]> {
+    const path = `/account/factors/${encodeURIComponent(id)}/confirm`;
+    return (await this.#call<Schemas["ConfirmedAnswer"]>("POST", path, { body: { code } })).recovery_codes;
+  }
+
+  /** Remove an app. */
+  async removeFactor(id: string): Promise<void> {
+    await this.#call("DELETE", `/account/factors/${encodeURIComponent(id)}`);
+  }
+
+  /** Ten recovery codes, in place of earlier ones. */
+  async newRecoveryCodes(): Promise<string[]> {
+    return (await this.#call<Schemas["CodesAnswer"]>("POST", "/account/factors/recovery-codes")).recovery_codes;
+  }
+
+  /** The passkeys of whoever is signed in, the oldest first. */
+  async passkeys(): Promise<Passkey[]> {
+    return (await this.#call<Schemas["PasskeysAnswer"]>("GET", "/account/passkeys")).passkeys;
+  }
+
+  /** Let the browser make a passkey. The first second factor brings recovery codes, which are told only here. */
+  async addPasskey(name: string): Promise<{ passkey: Passkey; recoveryCodes: string[] }> {
+    const { publicKey } = await this.#call<Schemas["CreationOptions"]>("POST", "/account/passkeys/options");
+    const body = { credential: await makePasskey(publicKey), name };
+    const added = await this.#call<Schemas["PasskeyAdded"]>("POST", "/account/passkeys", { body });
+    return { passkey: added.passkey, recoveryCodes: added.recovery_codes };
+  }
+
+  /** Call a passkey otherwise. */
+  async renamePasskey(id: string, name: string): Promise<Passkey> {
+    const path = `/account/passkeys/${encodeURIComponent(id)}`;
+    return (await this.#call<Schemas["PasskeyAnswer"]>("PATCH", path, { body: { name } })).passkey;
+  }
+
+  /** Remove a passkey. */
+  async removePasskey(id: string): Promise<void> {
+    await this.#call("DELETE", `/account/passkeys/${encodeURIComponent(id)}`);
+  }
+
+  async #usePasskey(): Promise<Record<string, unknown>> {
+    const { publicKey } = await this.#call<Schemas["RequestOptions"]>("POST", "/user/passkey/options");
+    return usePasskey(publicKey);
+  }
+
+  async #proof(proof: SecondFactor): Promise<Record<string, unknown>> {
+    return "passkey" in proof && proof.passkey === "ask" ? { passkey: await this.#usePasskey() } : proof;
   }
 
   /** Sign out, everywhere and at once. False if the session had ended before. */
@@ -284,6 +379,9 @@ export class Gatepost {
     if (answer.ok) return document as T;
     const problem = document as Partial<Schemas["ProblemDocument"]>;
     if (answer.status >= 500) throw new NotKnown(`Gatepost answers ${answer.status} (${problem?.code})`);
+    if (problem?.code === "second_factor_required") {
+      throw new SecondFactorRequired(problem.detail ?? "", problem.login ?? "", problem.methods ?? []);
+    }
     const after = answer.headers.get("Retry-After") ?? "";
     throw new GatepostError(
       answer.status,

@@ -26,6 +26,19 @@ export class GatepostError extends Error {
   }
 }
 
+/** The password was right, and the account has a second factor: go on with `Gatepost.finishLogIn`. */
+export class SecondFactorRequired extends GatepostError {
+  constructor(
+    detail: string,
+    /** What `finishLogIn` takes, for ten minutes and five tries. */
+    readonly ticket: string,
+    /** The proofs that it takes. */
+    readonly methods: readonly ("totp" | "passkey" | "recovery_code" | (string & {}))[],
+  ) {
+    super(401, "second_factor_required", detail, [], null);
+  }
+}
+
 /** Gatepost could not be asked, or could not answer (5xx): nothing is known, so nobody has to sign in anew for it. */
 export class NotKnown extends Error {
   override readonly name = "NotKnown";
