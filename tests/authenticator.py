@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -88,3 +90,26 @@ class Authenticator:
             "clientExtensionResults": {},
             "authenticatorAttachment": "platform",
         }
+
+
+def main(what: str, kept_in: str, origin: str, answer: str) -> None:
+    """For docs/transcript.md: ``make`` a passkey, or ``sign`` with the one that was made. ``answer``: Gatepost's."""
+    options = json.loads(answer)["publicKey"]
+    if what == "make":
+        device = Authenticator(origin)
+        said = device.make(options)
+    else:
+        kept = json.loads(Path(kept_in).read_text())
+        device = Authenticator(origin)
+        device.key = ec.derive_private_key(int(kept["key"], 16), ec.SECP256R1())
+        device.credential_id, device.user_handle = decoded(kept["id"]), decoded(kept["user"])
+        device.rp_id, device.counter = options["rpId"], kept["counter"]
+        said = device.sign(options)
+    key = f"{device.key.private_numbers().private_value:x}"
+    kept = {"key": key, "id": encoded(device.credential_id), "user": encoded(device.user_handle)}
+    Path(kept_in).write_text(json.dumps(kept | {"counter": device.counter}))
+    print(json.dumps(said))  # noqa: T201 (a command's answer)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

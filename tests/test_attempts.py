@@ -13,11 +13,13 @@ import pytest
 
 import gatepost
 from gatepost.config import Config, ThrottleConfig
+from gatepost.factors import recovery_codes
 from gatepost.http.app import CREDENTIALS
 from gatepost.postgres.database import Dsn
 from gatepost.security.credentials import hashing
 from gatepost.security.credentials.hashing import Derived
 from gatepost.security.credentials.kinds import Kind
+from gatepost.sessions.session import hash_token
 from tests.conftest import PASSWORD, Client, StartServer, eventually, log_in, register, rows
 from tests.test_bad_input import raw
 from tests.test_connection import GRACE, connected, server_of
@@ -33,8 +35,11 @@ BURST = 5
 async def client(config: Config, start_server: StartServer) -> Client:
     bursts = {name: BURST for name in ThrottleConfig.model_fields if name.endswith("_burst")}
     passwords = config.passwords.model_copy(update={"threads": 1, "queue": 20})
+    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
     throttle = ThrottleConfig.model_validate({**HOURLY, **bursts})
-    return await start_server(config.model_copy(update={"throttle": throttle, "passwords": passwords}))
+    return await start_server(
+        config.model_copy(update={"throttle": throttle, "passwords": passwords, "webserver": webserver})
+    )
 
 
 def used(dsn: Dsn) -> list[int]:
@@ -44,6 +49,28 @@ def used(dsn: Dsn) -> list[int]:
 
 
 # ------------------------------------------------------------------------------------------------ every use
+
+TICKET, RECOVERY_CODE = "6f2b8f0e-3f0b-4c8e-9f3c-0d8a0c1f2e3d", "2345-6789-ABCD-EFGH"
+
+
+def give_second_factors(dsn: Dsn) -> None:
+    """An app, a recovery code and a passkey to all, and a ticket."""
+    for sql in (
+        f"INSERT INTO gatepost.totp_factors (user_id, name, sealed, confirmed_at) "
+        f"SELECT id, 'Phone', '{48 * 'x'}', now() FROM gatepost.users RETURNING 1",
+        "INSERT INTO gatepost.passkeys (user_id, credential_id, public_key, sign_count, name, synced, backed_up) "
+        "SELECT id, 'id', 'key', 0, 'Laptop', false, false FROM gatepost.users RETURNING 1",
+    ):
+        rows(dsn, sql)
+    code, ticket = recovery_codes.hash_given(RECOVERY_CODE), hash_token(TICKET)
+    rows(dsn, "INSERT INTO gatepost.recovery_codes SELECT id, %s FROM gatepost.users RETURNING 1", code)
+    rows(
+        dsn,
+        "INSERT INTO gatepost.login_tickets (ticket_hash, user_id, epoch, expires_at) "
+        "SELECT %s, id, epoch, now() + interval '10 minutes' FROM gatepost.users RETURNING 1",
+        ticket,
+    )
+
 
 # By the query that takes: one request for each limit it takes from.
 USES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
@@ -63,6 +90,9 @@ USES: dict[str, list[tuple[str, str, dict[str, Any]]]] = {
         ("PUT", "/account/password", {"current": "wrong", "new": NEW}),
         ("DELETE", "/account", {"password": PASSWORD}),
     ],
+    "find_ticket": [("POST", "/user/factor", {"login": TICKET, "recovery_code": RECOVERY_CODE})],
+    "find_candidates": [("POST", "/user/confirm", {"recovery_code": RECOVERY_CODE})],
+    "find_passkey": [("POST", "/user/passkey", {"credential": {"rawId": "aWQ"}})],
 }
 
 
@@ -114,7 +144,10 @@ async def test_what_ends_in_503_has_cost_no_attempt(
     start_reset(dsn, "the-code")
     rows(dsn, "DELETE FROM gatepost.throttles")
     method, path, body = use
-    headers = bearer(token) if path.startswith("/account") and path != "/account/password/redeem" else {}
+    if path in ("/user/factor", "/user/passkey", "/user/confirm"):
+        give_second_factors(dsn)
+    of_the_user = path == "/user/confirm" or (path.startswith("/account") and path != "/account/password/redeem")
+    headers = bearer(token) if of_the_user else {}
     headers = {} if (method, path) == ("POST", "/account") else headers
     with contextlib.closing(psycopg2.connect(**dsn.parameters(dsn.hosts[0]))) as holder:
         holder.cursor().execute("LOCK gatepost.events IN SHARE MODE")  # whatever is decided leaves an event

@@ -34,8 +34,9 @@ ALL = {(route.method, route.path) for route in ROUTES}
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail, since some routes are there only then."""
-    return with_mail(config, tmp_path / "mail")
+    """With mail and a public URL, since some routes are there only then."""
+    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
+    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
 
 
 def apart(config: Config) -> Config:

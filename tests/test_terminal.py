@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sign-out": ("sign-out", "ada"),
     "reset": ("reset", "ada"),
     "unlock": ("unlock", "ada"),
+    "factors": ("factors", "ada"),
     "import": ("import", "users.csv"),
     "export": ("export",),
     "add": ("add", HOSTILE, "--reset"),
@@ -67,6 +68,12 @@ async def hostile(client: Client, dsn: Dsn, tmp_path: Path) -> dict[str, Any]:
     await log_in(client)
     rows(dsn, "UPDATE gatepost.users SET profile = %s", json.dumps({HOSTILE: HOSTILE}))
     rows(dsn, "UPDATE gatepost.users SET username = %s", f"Ada{HOSTILE}")
+    rows(
+        dsn,
+        "INSERT INTO gatepost.totp_factors (user_id, name, sealed) SELECT id, %s, %s FROM gatepost.users",
+        HOSTILE,
+        bytes(48),
+    )
     rows(dsn, "UPDATE gatepost.sessions SET user_agent = %s", HOSTILE)
     (tmp_path / "users.csv").write_text(f"username,hash\n{HOSTILE},{HOSTILE}\nbob,{HOSTILE}\n", "utf-8")
     return user

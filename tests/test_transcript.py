@@ -55,8 +55,13 @@ def test_the_walk_through_prints_what_it_says(dsn: Dsn, tmp_path: Path) -> None:
             script += text
         else:
             expected += text
+    settings = {
+        "GATEPOST_MAIL__DIRECTORY": mail,
+        "GATEPOST_WEBSERVER__PUBLIC_URL": "http://localhost:8000",
+        "GATEPOST_FACTORS__REQUIRED_FOR": "treasurer",
+    }
     with (
-        running(tmp_path, **environment_of(dsn), **OPEN, GATEPOST_MAIL__DIRECTORY=mail) as process,
+        running(tmp_path, **environment_of(dsn), **OPEN, **settings) as process,
         application() as backend,
         free_port() as proxy,
     ):

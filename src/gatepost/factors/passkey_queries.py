@@ -215,7 +215,9 @@ class Found(NamedTuple):
     canonical: str
 
 
-async def find(connection: Connection, credential_id: bytes, buckets: Sequence[Bucket]) -> tuple[Found | None, Taken]:
+async def find_passkey(
+    connection: Connection, credential_id: bytes, buckets: Sequence[Bucket]
+) -> tuple[Found | None, Taken]:
     """Take from the throttles, and the passkey that browsers call so: one round trip. Raises TooManyAttempts."""
     row = await _FIND.first(connection, credential_id=credential_id, **parameters(buckets))
     assert row is not None

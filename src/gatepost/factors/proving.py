@@ -152,7 +152,7 @@ async def confirm_session(request: web.Request, session: Session) -> web.Respons
 
         return json_response(Confirmed(authenticated_at=await unless_changed(attempt)))
     buckets = [app[THROTTLE].for_factor(session.user_id)]
-    async with app[REFUNDS].attempt(queries.candidates, session.user_id, buckets) as (candidates, taken):
+    async with app[REFUNDS].attempt(queries.find_candidates, session.user_id, buckets) as (candidates, taken):
         proof = await _proof(request, session.user_id, candidates, asked)
         moment = await app[DATABASE].write(queries.confirm_session, session.user_id, whence, proof, taken)
     await _reseal(request, session.user_id, proof)
@@ -241,7 +241,10 @@ async def sign_in(request: web.Request) -> web.Response:
         called = credential_id(asked.credential)
     except Refused:
         raise PasskeyUnknown from None
-    async with app[REFUNDS].attempt(passkey_queries.find, called, throttle.for_code(client.place)) as (found, taken):
+    async with app[REFUNDS].attempt(passkey_queries.find_passkey, called, throttle.for_code(client.place)) as (
+        found,
+        taken,
+    ):
         if found is None:
             raise PasskeyUnknown
         try:

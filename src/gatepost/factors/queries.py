@@ -435,7 +435,9 @@ _CANDIDATES = Statement(f"""
 """)
 
 
-async def candidates(connection: Connection, user_id: str, buckets: Sequence[Bucket]) -> tuple[Candidates, Taken]:
+async def find_candidates(
+    connection: Connection, user_id: str, buckets: Sequence[Bucket]
+) -> tuple[Candidates, Taken]:
     """Take from the throttles, and what a code of this user may fit. Raises TooManyAttempts."""
     rows = await _CANDIDATES.all(connection, user_id=user_id, **parameters(buckets))
     taken, (now, *_) = judge(buckets, rows[0])
