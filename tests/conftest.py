@@ -291,6 +291,12 @@ def with_mail(config: Config, folder: Path, **changes: Any) -> Config:
     return config.model_copy(update={"mail": MailConfig(directory=folder, **changes)})
 
 
+def with_every_route(config: Config, folder: Path) -> Config:
+    """The same with mail, and with a public URL for passkeys: some routes are there only then."""
+    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
+    return with_mail(config, folder / "mail").model_copy(update={"webserver": webserver})
+
+
 class ProductionServer(TestServer):
     """With the runner that `gatepost run` has. ``of``: it has been initialized."""
 

@@ -40,7 +40,52 @@ ROWS = "migrations/versions/0010_row_level_security.py"
 LEASE = "src/gatepost_client/lease.py"
 VERIFIER = "src/gatepost_client/verifier.py"
 
+FACTORS = "migrations/versions/0013_second_factors.py"
+
 MUTANTS = [
+    # Second factors: what decides, and what is asked.
+    Mutant(FACTORS, "AND f.last_step < step;", ";", "tests/test_epoch.py tests/test_factors.py"),
+    Mutant(FACTORS, "t.epoch = account.epoch\n", "true\n", "tests/test_epoch.py tests/test_factors.py"),
+    Mutant(
+        FACTORS, "    DELETE FROM gatepost.login_tickets t WHERE t.ticket_hash = ticket;\n", "", "tests/test_epoch.py"
+    ),
+    Mutant(FACTORS, " AND account.disabled_at IS NULL);", ");", "tests/test_epoch.py tests/test_factors.py"),
+    Mutant(FACTORS, "    IF opened.methods IS NULL THEN\n", "    IF true THEN\n", "tests/test_factors.py"),
+    Mutant(FACTORS, "    WHERE NOT l.restricted;", ";", "tests/test_factors.py"),
+    Mutant(
+        FACTORS,
+        "(challenge) ON CONFLICT DO NOTHING;\n        IF NOT FOUND",
+        "(challenge) ON CONFLICT DO NOTHING;\n        IF false",
+        "tests/test_passkeys.py",
+    ),
+    Mutant(FACTORS, "(p.sign_count < counter OR", "(true OR", "tests/test_passkeys.py"),
+    src("factors/queries.py", "AND tries < :tries AND", "AND", "tests/test_factors.py"),
+    src("factors/passkeys.py", " or until < time.time():", ":", "tests/test_passkeys.py"),
+    src("factors/passkeys.py", "+ purpose.encode()", "", "tests/test_passkeys.py"),
+    src("factors/passkeys.py", "_decoded(handle) != UUID(passkey.user_id).bytes", "False", "tests/test_passkeys.py"),
+    src(
+        "factors/vault.py",
+        "decrypt(nonce, text, user_id.encode())",
+        "decrypt(nonce, text, None)",
+        "tests/test_factors.py",
+    ),
+    src("services/handlers.py", " if not session.restricted}", "}", "tests/test_factors.py"),
+    src("sessions/guard.py", "if session.restricted and not restricted:", "if False:", "tests/test_factors.py"),
+    src(
+        "sessions/current_password.py",
+        "c.confirmed AND coalesce(p.digest",
+        "coalesce(p.digest",
+        "tests/test_factors.py",
+    ),
+    # Breached passwords.
+    src("breached/range_api.py", "return int(match[2]) > 0", "return True", "tests/test_breached.py"),
+    src("breached/range_api.py", "allow_redirects=False", "allow_redirects=True", "tests/test_breached.py"),
+    src(
+        "breached/elias_fano.py",
+        "start, shift = divmod(first, 8)",
+        "start, shift = first // 8, 0",
+        "tests/test_breached.py",
+    ),
     # The feed and the verifier.
     Mutant(FEED, "WHERE expires_at > clock_timestamp() LIMIT 51", "LIMIT 51", "tests/test_feed.py"),
     src("feed/handlers.py", "if watch.take() and not await verifier.still():", "if False:", "tests/test_feed.py"),

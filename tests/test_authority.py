@@ -21,7 +21,7 @@ from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
 from tests.authenticator import Authenticator
-from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows, with_mail
+from tests.conftest import PASSWORD, Client, eventually, log_in, register, rows, with_every_route
 from tests.test_admin import Caller, an_admin, user_path
 from tests.test_bad_input import raw
 from tests.test_connection import connected, server_of
@@ -51,9 +51,7 @@ class World(NamedTuple):
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail and a public URL, since some routes are there only then."""
-    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
-    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
+    return with_every_route(config, tmp_path)
 
 
 @pytest.fixture

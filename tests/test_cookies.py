@@ -12,7 +12,7 @@ import pytest
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.postgres.database import Dsn
-from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of, with_mail
+from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of, with_every_route
 from tests.test_bad_input import Answer, exchange
 
 HOST = "gatepost.test"
@@ -277,9 +277,7 @@ async def test_an_empty_host_header_matches_no_origin(client: Client, token: str
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail and a public URL, since some routes are there only then."""
-    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
-    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
+    return with_every_route(config, tmp_path)
 
 
 async def test_every_route_that_changes_something_asks_where_a_cookie_comes_from(

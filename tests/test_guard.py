@@ -9,7 +9,7 @@ from gatepost.config import Config
 from gatepost.postgres.database import Dsn
 from gatepost.routes import ROUTES
 from gatepost.sessions.guard import GUARDED
-from tests.conftest import Client, CountRoundTrips, log_in, register, rows, status_of, with_mail
+from tests.conftest import Client, CountRoundTrips, log_in, register, rows, status_of, with_every_route
 
 # Log out looks its token up by itself, in the statement that ends the session; forward authentication answers for
 # other services. Metrics are for programs on this machine, or on the operators' address (test_metrics.py).
@@ -40,9 +40,7 @@ ADMIN = [(m, p) for m, p, handler in ROUTE_TABLE if GUARDED.get(handler) == "adm
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail and a public URL, since some routes are there only then."""
-    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
-    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
+    return with_every_route(config, tmp_path)
 
 
 def test_every_route_is_on_the_public_list_or_guarded() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.routes import ROUTES
-from tests.conftest import PASSWORD, Client, StartServer, log_in, with_mail
+from tests.conftest import PASSWORD, Client, StartServer, log_in, with_every_route
 from tests.test_bad_input import exchange, judge, raw
 
 
@@ -75,8 +75,7 @@ async def test_a_wrong_method_is_405_with_the_allowed_ones(client: Client, path:
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail, since some routes are there only then."""
-    return with_mail(config, tmp_path / "mail")
+    return with_every_route(config, tmp_path)
 
 
 @pytest.mark.parametrize("path", METHODS)

@@ -18,7 +18,7 @@ from gatepost.ops.handlers import _is_from_here
 from gatepost.postgres.database import Dsn
 from gatepost.routes import OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES
 from gatepost.server import WebServer
-from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows, with_mail
+from tests.conftest import Client, ProductionServer, StartServer, log_in, register, rows, with_every_route
 from tests.documented import Documented
 from tests.gatepost_process import gatepost, running
 from tests.test_addresses import trusting
@@ -34,9 +34,7 @@ ALL = {(route.method, route.path) for route in ROUTES}
 
 @pytest.fixture
 def config(config: Config, tmp_path: Path) -> Config:
-    """With mail and a public URL, since some routes are there only then."""
-    webserver = config.webserver.model_copy(update={"public_url": "https://auth.example"})
-    return with_mail(config, tmp_path / "mail").model_copy(update={"webserver": webserver})
+    return with_every_route(config, tmp_path)
 
 
 def apart(config: Config) -> Config:

@@ -1,5 +1,6 @@
 // Against a real Gatepost, whose address is in GATEPOST_URL; registration is open there.
 import assert from "node:assert/strict";
+import { createHmac } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type RequestListener } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -7,7 +8,7 @@ import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, test } from "node:test";
 
-import { Gatepost, GatepostError, NotKnown, type Options } from "../src/index.js";
+import { Gatepost, GatepostError, NotKnown, SecondFactorRequired, type Options } from "../src/index.js";
 
 const URL = process.env["GATEPOST_URL"];
 assert(URL, "GATEPOST_URL says where Gatepost is");
@@ -200,6 +201,41 @@ test("account, profile, sessions, export and deletion", async () => {
   assert((await refusal(gatepost.deleteAccount("wrong"))).is("wrong_password"));
   await gatepost.deleteAccount(PASSWORD);
   assert.equal(await gatepost.whoAmI(), null);
+});
+
+/** What an authenticator app shows (RFC 6238), `steps` times 30 seconds from now. */
+function totp(secret: string, steps = 0): string {
+  const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+  const bits = [...secret].map((letter) => alphabet.indexOf(letter).toString(2).padStart(5, "0")).join("");
+  const key = Buffer.from(bits.match(/.{8}/g)!.map((octet) => Number.parseInt(octet, 2)));
+  const counter = Buffer.alloc(8);
+  counter.writeBigUInt64BE(BigInt(Math.floor(Date.now() / 30_000) + steps));
+  const mac = createHmac("sha1", key).update(counter).digest();
+  const number = mac.readUInt32BE(mac.at(-1)! & 0xf) & 0x7fffffff;
+  return String(number % 1_000_000).padStart(6, "0");
+}
+
+test("two factors", async () => {
+  const { name, gatepost } = await somebody();
+  const { factor, secret, qr } = await gatepost.addFactor("Phone");
+  assert.match(qr, /^<svg /);
+  const codes = await gatepost.confirmFactor(factor.id, totp(secret));
+  assert.equal(codes.length, 10);
+  const other = new Gatepost(URL);
+  const required = await refusal(other.logIn(name, PASSWORD));
+  assert(required instanceof SecondFactorRequired);
+  assert.deepEqual(required.methods, ["totp", "recovery_code"]);
+  assert.equal(await other.whoAmI(), null);
+  assert.equal((await refusal(other.finishLogIn(required.ticket, { totp: "000000" }))).code, "invalid_code");
+  assert.equal((await other.finishLogIn(required.ticket, { totp: totp(secret, 1) })).username, name);
+  assert.deepEqual((await other.whoAmI())?.session.amr, ["mfa", "otp", "pwd"]);
+  assert((await refusal(other.confirm({ password: PASSWORD }))).is("confirmation_required"));
+  await other.confirm({ recovery_code: codes[0]! });
+  assert.equal((await other.factors()).recovery_codes, 9);
+  assert.equal((await other.newRecoveryCodes()).length, 10);
+  assert.deepEqual(await other.passkeys(), []);
+  await other.removeFactor(factor.id);
+  await signedIn(name);
 });
 
 test("refusals have a code, and name the fields", async () => {
