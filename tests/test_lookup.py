@@ -5,6 +5,7 @@ import hashlib
 import random
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -96,9 +97,9 @@ async def test_a_batch_is_bounded(lookup: Lookup, dsn: Dsn, monkeypatch: pytest.
     sizes: list[int] = []
     honest = queries.live_sessions
 
-    async def listen(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
+    async def listen(connection: Connection, hashes: list[bytes], *how: Any) -> dict[bytes, Session]:
         sizes.append(len(hashes))
-        return await honest(connection, hashes, idle)
+        return await honest(connection, hashes, *how)
 
     monkeypatch.setattr(queries, "live_sessions", listen)
     found = await asyncio.gather(*(lookup.find(t) for t in seed(dsn, 35)))
@@ -143,8 +144,8 @@ async def test_a_check_does_not_join_a_query_that_began_before_it_not_even_one_f
     answered, go_on = asyncio.Event(), asyncio.Event()
     honest = queries.live_sessions
 
-    async def hold(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
-        found = await honest(connection, hashes, idle)
+    async def hold(connection: Connection, hashes: list[bytes], *how: Any) -> dict[bytes, Session]:
+        found = await honest(connection, hashes, *how)
         answered.set()
         await go_on.wait()
         return found
@@ -241,9 +242,9 @@ async def test_checks_that_never_stop_arriving_each_have_their_whole_time(
     monkeypatch.setattr(lookup_module, "ANSWER_TIMEOUT", 4.0)
     honest = queries.live_sessions
 
-    async def slow(connection: Connection, hashes: list[bytes], idle: int) -> dict[bytes, Session]:
+    async def slow(connection: Connection, hashes: list[bytes], *how: Any) -> dict[bytes, Session]:
         await asyncio.sleep(0.5)
-        return await honest(connection, hashes, idle)
+        return await honest(connection, hashes, *how)
 
     monkeypatch.setattr(queries, "live_sessions", slow)
     hashes = seed(dsn, 3)
