@@ -399,7 +399,7 @@ BEGIN
             'handle', s.handle, 'created_at', s.created_at, 'last_seen_at', s.last_seen_at,
             'expires_at', s.expires_at, 'ip', host(s.ip), 'user_agent', s.user_agent,
             'amr', s.amr, 'authenticated_at', coalesce(s.confirmed_at, s.created_at)))::text,
-        extract(epoch FROM clock_timestamp() - coalesce(s.confirmed_at, s.created_at))::float8,
+        date_part('epoch', clock_timestamp() - coalesce(s.confirmed_at, s.created_at)), -- extract gives a numeric
         'mfa' = ANY (s.amr), u.roles && two_factors_for AND 'mfa' <> ALL (s.amr)
     FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
     WHERE s.token_hash = ANY (hashes)
