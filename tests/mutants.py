@@ -47,7 +47,10 @@ MUTANTS = [
     Mutant(FACTORS, "AND f.last_step < step;", ";", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(FACTORS, "t.epoch = account.epoch\n", "true\n", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(
-        FACTORS, "    DELETE FROM gatepost.login_tickets t WHERE t.ticket_hash = ticket;\n", "", "tests/test_epoch.py"
+        FACTORS,
+        "    DELETE FROM gatepost.login_tickets t WHERE t.ticket_hash = ticket;\n",
+        "",
+        "tests/test_factors.py",
     ),
     Mutant(FACTORS, " AND account.disabled_at IS NULL);", ");", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(FACTORS, "    IF opened.methods IS NULL THEN\n", "    IF true THEN\n", "tests/test_factors.py"),

@@ -189,11 +189,13 @@ FACTOR = "00000000-0000-4000-8000-00000000000f"
 
 
 def give_a_factor(world: World) -> None:
+    """And the session has proved it."""
     sql = (
         "INSERT INTO gatepost.totp_factors (id, user_id, name, sealed, confirmed_at) "
         "VALUES (%s, %s, 'Phone', %s, now()) RETURNING 1"
     )
     rows(world.dsn, sql, FACTOR, world.user_id, bytes(48))
+    rows(world.dsn, "UPDATE gatepost.sessions SET amr = '{mfa,otp,pwd}' RETURNING 1")
 
 
 async def a_removal_by_an_operator(world: World) -> list[Step]:

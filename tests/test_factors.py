@@ -484,6 +484,33 @@ async def test_a_confirmation_is_of_one_session_and_its_guesses_are_few(
     assert (await call(client, "POST", "/user/confirm", other, {"totp": phone.code(1)}))[0] == 429
 
 
+async def test_a_session_from_before_the_first_factor_changes_nothing_until_it_has_proved_that_too(
+    client: Client, token: str
+) -> None:
+    older = await log_in(client)
+    phone = await add_phone(client, token)
+    for method, path, body in SENSITIVE:
+        if path != "/account/export":  # it only reads
+            assert (await call(client, method, path, older, body))[1]["code"] == "confirmation_required", path
+    assert (await call(client, "POST", "/user/confirm", older, {"password": PASSWORD}))[0] == 403
+    assert (await call(client, "POST", "/user/confirm", older, {"totp": phone.code()}))[0] == 200
+    assert (await call(client, "DELETE", f"/account/factors/{phone.id}", older))[0] == 200
+
+
+async def test_who_has_waited_too_long_to_add_the_demanded_factor_confirms_first(
+    config: Config, start_server: StartServer, dsn: Dsn
+) -> None:
+    client = await start_server(demanding(config))
+    await register(client, "ada")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+    token = await log_in(client)
+    grow_stale(dsn)
+    assert (await call(client, "POST", "/account/factors", token, {}))[1]["code"] == "confirmation_required"
+    assert (await call(client, "POST", "/user/confirm", token, {"password": PASSWORD}))[0] == 200
+    await add_phone(client, token)
+    assert (await call(client, "GET", "/user", token))[0] == 200
+
+
 async def test_administration_takes_a_fresh_session(client: Client, token: str, dsn: Dsn) -> None:
     bob = (await register(client, "bob"))["id"]
     rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' WHERE canonical = 'ada' RETURNING 1")
@@ -542,6 +569,7 @@ async def test_who_must_have_a_second_factor_can_add_one_and_nothing_else(
         ("GET", "/account/passkeys"),
         ("POST", "/account/passkeys"),
         ("POST", "/account/passkeys/options"),
+        ("POST", "/user/confirm"),  # adding one may take it
     }
     asked = 0
     for route in ROUTES:

@@ -37,7 +37,7 @@ from gatepost.http.operation import operation
 from gatepost.http.tokens import demand_own_origin, is_from_a_page, set_session_cookie
 from gatepost.mail.mailer import MAILER
 from gatepost.sessions.confirmation import confirming, origin, unless_changed
-from gatepost.sessions.guard import guarded
+from gatepost.sessions.guard import guarded_also_without_factor
 from gatepost.sessions.queries import Opened
 from gatepost.sessions.session import LoginAnswer, Session, hash_token, timestamp
 
@@ -136,7 +136,7 @@ class Confirmed(TypedDict):
     ),
     event="session_confirmed",
 )
-@guarded
+@guarded_also_without_factor
 async def confirm_session(request: web.Request, session: Session) -> web.Response:
     """Prove again who I am, for what is answered `confirmation_required`."""
     asked, client, app = await read_body(request, Confirmation), Client.of(request), request.app

@@ -11,7 +11,8 @@ _STILL = Statement("""
     SELECT FROM gatepost.users WHERE id IN (:user_id, :other) ORDER BY id FOR NO KEY UPDATE;
     SELECT FROM gatepost.sessions WHERE token_hash = :token_hash FOR KEY SHARE;
 
-    SELECT u.roles, extract(epoch FROM clock_timestamp() - coalesce(s.confirmed_at, s.created_at))
+    SELECT u.roles, CASE WHEN 'mfa' = ANY (s.amr) OR gatepost.second_factors(u.id) IS NULL
+        THEN date_part('epoch', clock_timestamp() - coalesce(s.confirmed_at, s.created_at)) ELSE 'infinity' END
     FROM gatepost.sessions s JOIN gatepost.users u ON u.id = s.user_id AND u.epoch = s.epoch
     WHERE s.token_hash = :token_hash AND u.id = :user_id AND u.disabled_at IS NULL
         AND s.expires_at > clock_timestamp()
@@ -30,7 +31,8 @@ async def demand(
     """Let nobody take the caller's session or ``role`` away until the transaction ends.
 
     ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds.
-    The answer is the seconds since the caller has last proved who it is. Raises Unauthorized when the session has
+    The answer is the seconds since the caller has last proved who it is; infinite for a user with a second factor and
+    a session that was opened before there was one. Raises Unauthorized when the session has
     ended since it was looked up, Forbidden when the role is gone.
     """
     row = await _STILL.first(

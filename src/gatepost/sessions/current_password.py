@@ -81,8 +81,9 @@ MINE = """
             JOIN gatepost.sessions s ON s.user_id = u.id AND s.epoch = u.epoch AND s.handle = :handle
             LEFT JOIN gatepost.passwords p ON p.user_id = u.id
             CROSS JOIN LATERAL (
-                SELECT f.has_factor, NOT f.has_factor OR coalesce(s.confirmed_at, s.created_at)
-                    > clock_timestamp() - make_interval(secs => :fresh) AS confirmed
+                SELECT f.has_factor, NOT f.has_factor OR 'mfa' = ANY (s.amr)
+                    AND coalesce(s.confirmed_at, s.created_at) > clock_timestamp() - make_interval(secs => :fresh)
+                    AS confirmed
                 FROM (SELECT gatepost.second_factors(u.id) IS NOT NULL AS has_factor) AS f
             ) AS c
         WHERE u.id = :id AND u.disabled_at IS NULL AND s.expires_at > clock_timestamp()
