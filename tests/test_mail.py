@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ async def test_whoever_registers_with_an_address_verifies_it_and_signs_in_with_i
     (email,) = answer["emails"]
     assert (email["address"], email["primary"], email["verified_at"]) == ("Ada@example.org", False, None)
     mail = await world.mailbox.receive("Ada@example.org", kind="Confirm")
-    assert "ada" not in mail.text.replace("Ada@example.org", "")  # whose mailbox it is, is not known yet
+    # Whose mailbox it is, is not known yet. (The code is hexadecimal, and may have "ada" in it.)
+    assert not re.search(r"\bada\b", mail.text)
     status, answer = await world.verify(token, email["id"], mail.typed.lower().replace("-", " "))
     assert status == 200
     assert answer["email"]["primary"]
