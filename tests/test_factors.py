@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import os
 import re
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -124,6 +127,25 @@ def test_the_vectors_of_rfc_6238_hold(moment: int, code: str) -> None:
         assert match == totp.Match(factor, moment // 30)
     for drift in (-60, 60):
         assert totp.match(code, [factor], "ada", vault, moment + drift) is None
+
+
+@pytest.mark.skipif(
+    shutil.which("oathtool") is None and os.environ.get("REQUIRE_OATHTOOL") != "1",
+    reason="there is no oathtool here",
+)
+def test_another_program_computes_the_codes_that_count_and_another_reads_the_picture(tmp_path: Path) -> None:
+    """oathtool is of the OATH Toolkit; zbarimg reads what a camera sees."""
+    vault, secret = Vault(FactorsConfig(), b"k" * 32), totp.new_secret()
+    factor = totp.Factor("1", vault.seal(secret, "ada"), 0)
+    for moment in (59, 1111111111, 2000000000, int(time.time())):
+        asked = ["oathtool", "--totp", "--base32", f"--now=@{moment}", totp.written(secret)]
+        code = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        assert totp.match(code, [factor], "ada", vault, moment) == totp.Match(factor, moment // 30)
+    uri = totp.uri(secret, "Ünï " * 16, "Example Inc.")
+    (tmp_path / "code.svg").write_text(totp.qr_code(uri))
+    subprocess.run(["rsvg-convert", "-o", tmp_path / "code.png", tmp_path / "code.svg"], check=True)
+    read = ["zbarimg", "--quiet", "--raw", str(tmp_path / "code.png")]
+    assert subprocess.run(read, capture_output=True, text=True, check=True).stdout.strip() == uri
 
 
 @pytest.mark.parametrize("code", ["", "28708", "2870822", "287 082 ", "２８７０８２", "28708a", "287082" * 9000])
