@@ -453,6 +453,7 @@ SENSITIVE = [
     ("POST", "/account/factors/recovery-codes", None),
     ("GET", "/account/export", None),
     ("PUT", "/account/password", {"current": PASSWORD, "new": NEW}),
+    ("PATCH", "/account", {"username": "eve"}),
     ("DELETE", "/account", {"password": PASSWORD}),
 ]
 
@@ -491,6 +492,8 @@ async def test_without_a_second_factor_the_password_confirms(client: Client, tok
     assert (await call(client, "POST", "/user/confirm", token, {}))[0] == 422
     # The password in the body is a proof of its own.
     grow_stale(dsn)
+    assert (await call(client, "PATCH", "/account", token, {"username": "eve"}))[0] == 403
+    assert (await call(client, "PATCH", "/account", token, {"username": "Ada", "profile": {"a": 1}}))[0] == 200
     assert (await call(client, "PUT", "/account/password", token, {"current": PASSWORD, "new": NEW}))[0] == 200
 
 

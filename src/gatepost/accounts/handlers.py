@@ -30,7 +30,7 @@ from gatepost.http.tokens import drop_session_cookie, has_session_cookie, set_se
 from gatepost.mail.mailer import MAILER
 from gatepost.security.throttle import take
 from gatepost.sessions.confirmation import confirming, origin, unless_changed
-from gatepost.sessions.guard import acting, guarded
+from gatepost.sessions.guard import acting, acting_confirmed, guarded
 from gatepost.sessions.session import Done, Session, UserDocument, hash_token, timestamp
 
 
@@ -121,20 +121,21 @@ class Change(BaseModel):
     profile: dict[str, Any] = {}
 
 
-@operation(AccountAnswer, body=Change, problems=(UsernameTaken, TooManyAttempts, ForeignOrigin))
+@operation(AccountAnswer, body=Change, problems=(UsernameTaken, ConfirmationRequired, TooManyAttempts, ForeignOrigin))
 @guarded
 async def change(request: web.Request, session: Session) -> web.Response:
-    """Change my name or my profile (RFC 7396 merge patch)."""
+    """Change my name or my profile (RFC 7396 merge patch). Another name takes a fresh session."""
     asked = await read_body(request, Change)
     name = policy.judge_username(asked.username) if "username" in asked.model_fields_set else None
     if name:
         policy.refuse_address_as_name(name[0], request.app[CONFIG], session.canonical)
     buckets = [request.app[THROTTLE].for_activity(session.canonical)]
-    if name and name[1] != session.canonical:
+    renaming = name is not None and name[1] != session.canonical
+    if renaming:
         buckets += request.app[THROTTLE].for_rename(session.user_id)
     async with (
         request.app[REFUNDS].attempt(take, sorted(buckets)),
-        acting(request, session) as connection,
+        (acting_confirmed if renaming else acting)(request, session) as connection,
     ):
         current = await queries.lock_profile(connection, session.user_id)
         if current is None:
