@@ -9,6 +9,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -19,7 +20,7 @@ from pydantic import SecretStr
 
 from gatepost.config import Config, FactorsConfig, SessionsConfig
 from gatepost.errors import MissingSecret
-from gatepost.factors import recovery_codes, totp
+from gatepost.factors import passkey_queries, queries, recovery_codes, totp
 from gatepost.factors.vault import MissingKey, Sealed, Vault
 from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import ROUTES
@@ -799,3 +800,22 @@ async def test_freshness_is_configured(config: Config, start_server: StartServer
     assert (await call(client, "POST", "/account/factors", token, {}))[0] == 201
     grow_stale(dsn, 200)
     assert (await call(client, "POST", "/account/factors", token, {}))[0] == 403
+
+
+async def test_what_has_passed_is_swept_and_what_counts_is_not(
+    client: Client, phone: Phone, token: str, dsn: Dsn, database: Database
+) -> None:
+    await call(client, "POST", "/account/factors", token, {})
+    await begin(client)
+    rows(dsn, "INSERT INTO gatepost.used_challenges (challenge_hash) VALUES (sha256('a')) RETURNING 1")
+    sweeps = (
+        queries.sweep_tickets,
+        queries.sweep_unconfirmed,
+        partial(passkey_queries.sweep_challenges, lifetime=600.0),
+    )
+    assert [await database.write(sweep, 1000) for sweep in sweeps] == [0, 0, 0]
+    aged = {"login_tickets": "expires_at", "totp_factors": "created_at", "used_challenges": "used_at"}
+    for table, moment in aged.items():
+        rows(dsn, f"UPDATE gatepost.{table} SET {moment} = {moment} - interval '61 minutes' RETURNING 1")
+    assert [await database.write(sweep, 1000) for sweep in sweeps] == [1, 1, 1]
+    assert rows(dsn, "SELECT id::text FROM gatepost.totp_factors") == [(phone.id,)]

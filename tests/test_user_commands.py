@@ -217,7 +217,8 @@ async def test_sessions_are_listed_without_tokens_and_ended(run: Run, client: Cl
     await register(client, "ada")
     tokens = [await log_in(client) for _ in range(2)]
     sessions = answer(run("sessions", "ada", "--json"))["sessions"]
-    assert set(sessions[0]) == {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent"}
+    keys = {"handle", "created_at", "last_seen_at", "expires_at", "ip", "user_agent", "amr", "authenticated_at"}
+    assert set(sessions[0]) == keys
     table = said(run("sessions", "ada"))
     assert all(session["handle"] in table for session in sessions)
     assert not any(token in table + json.dumps(sessions) for token in tokens)
