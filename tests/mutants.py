@@ -62,7 +62,7 @@ MUTANTS = [
         "tests/test_passkeys.py",
     ),
     Mutant(FACTORS, "(p.sign_count < counter OR", "(true OR", "tests/test_passkeys.py"),
-    src("factors/queries.py", "AND tries < :tries AND", "AND", "tests/test_factors.py"),
+    src("factors/proving_queries.py", "AND tries < :tries AND", "AND", "tests/test_factors.py"),
     src("factors/passkeys.py", " or until < time.time():", ":", "tests/test_passkeys.py"),
     src("factors/passkeys.py", "+ purpose.encode()", "", "tests/test_passkeys.py"),
     src("factors/passkeys.py", "_decoded(handle) != UUID(passkey.user_id).bytes", "False", "tests/test_passkeys.py"),

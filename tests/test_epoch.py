@@ -19,6 +19,7 @@ from gatepost.accounts import queries as accounts
 from gatepost.admin.access_queries import remove_factors
 from gatepost.admin.actor import OPERATOR
 from gatepost.errors import InvalidCode, LoginExpired, Problem, Unauthorized
+from gatepost.factors import proving_queries as proving
 from gatepost.factors import queries as factors
 from gatepost.factors.totp import Factor, Match
 from gatepost.factors.vault import Sealed
@@ -115,7 +116,7 @@ async def a_password_change(world: World) -> list[Step]:
                 connection,
                 world.user_id,
                 origin,
-                current=Current(setting, digest),
+                current=Current(setting, digest, fresh=600),
                 new=new,
                 token_hash=hash_token(world.token("changed")),
             )
@@ -167,22 +168,22 @@ async def a_login_in_steps(world: World) -> list[Step]:
 
     async def find() -> None:
         with contextlib.suppress(LoginExpired):
-            await factors.find_ticket(connection, hash_token(world.token("login")), [])
+            await proving.find_ticket(connection, hash_token(world.token("login")), [])
 
     async def finish() -> None:
         await run(connection, "BEGIN")
         with contextlib.suppress(Problem):
-            await factors.finish_login(connection, a_finish(world, "stepped"), lifetime=1000, max_per_user=10)
+            await proving.finish_login(connection, a_finish(world, "stepped"), lifetime=1000, max_per_user=10)
 
     return [*await a_login(world), find, finish, lambda: run(connection, "COMMIT")]
 
 
-def a_finish(world: World, name: str, ticket: str = "login") -> factors.Finish:
+def a_finish(world: World, name: str, ticket: str = "login") -> proving.Finish:
     """The last step, with a right code of step 7."""
-    proof = factors.Proof(Match(Factor(FACTOR, Sealed(b"", None), 0), 7))
+    proof = proving.Proof(Match(Factor(FACTOR, Sealed(b"", None), 0), 7))
     guesses = Bucket(b"f".ljust(16), Limit("factor", 1000, 10))
     new = hash_token(world.token(name))
-    return factors.Finish(hash_token(world.token(ticket)), proof, new, guesses, None, None, None, Taken())
+    return proving.Finish(hash_token(world.token(ticket)), proof, new, guesses, None, None, None, Taken())
 
 
 FACTOR = "00000000-0000-4000-8000-00000000000f"
@@ -353,7 +354,7 @@ async def test_a_code_and_a_ticket_open_one_session_in_every_order(
         async def finish() -> None:
             await run(connection, "BEGIN")
             with contextlib.suppress(Problem):
-                await factors.finish_login(connection, a_finish(world, name, ticket), lifetime=1000, max_per_user=10)
+                await proving.finish_login(connection, a_finish(world, name, ticket), lifetime=1000, max_per_user=10)
 
         return [finish, lambda: run(connection, "COMMIT")]
 
@@ -423,7 +424,7 @@ async def test_a_password_change_waits_for_a_disabling_that_has_begun_and_is_the
                 connection,
                 world.user_id,
                 Origin(await handle_of(world), None, None),
-                current=Current(secret.setting, digest),
+                current=Current(secret.setting, digest, fresh=600),
                 new=await credentials.create(NEW),
                 token_hash=hash_token(world.token("changed")),
             )

@@ -25,10 +25,11 @@ from gatepost.errors import (
     Unavailable,
     WrongPassword,
 )
-from gatepost.factors import passkey_queries, queries, recovery_codes, totp
+from gatepost.factors import passkey_queries, proving_queries, recovery_codes, totp
 from gatepost.factors.parts import PASSKEYS, VAULT, relying_party
 from gatepost.factors.passkeys import Refused, Signed, credential_id
-from gatepost.factors.queries import Candidates, Finish, Proof
+from gatepost.factors.proving_queries import Finish, Proof
+from gatepost.factors.queries import Candidates
 from gatepost.factors.vault import Sealed
 from gatepost.http.app import CONFIG, DATABASE, REFUNDS, THROTTLE, json_response
 from gatepost.http.body import read_body
@@ -76,7 +77,7 @@ async def finish_login(request: web.Request) -> web.Response:
         demand_own_origin(request)
     limits, throttle = app[CONFIG].sessions, app[THROTTLE]
     ticket_hash, token = hash_token(asked.login.encode("ascii", "replace").decode()), str(uuid.uuid4())
-    async with app[REFUNDS].attempt(queries.find_ticket, ticket_hash, throttle.for_code(client.place)) as (
+    async with app[REFUNDS].attempt(proving_queries.find_ticket, ticket_hash, throttle.for_code(client.place)) as (
         ticket,
         taken,
     ):
@@ -92,7 +93,7 @@ async def finish_login(request: web.Request) -> web.Response:
             taken,
         )
         opened = await app[DATABASE].write(
-            queries.finish_login, finish, lifetime=limits.lifetime, max_per_user=limits.max_per_user
+            proving_queries.finish_login, finish, lifetime=limits.lifetime, max_per_user=limits.max_per_user
         )
     await _reseal(request, ticket.user_id, proof)
     return _opened(request, token, opened, cookie=asked.cookie)
@@ -147,14 +148,14 @@ async def confirm_session(request: web.Request, session: Session) -> web.Respons
         async def attempt() -> str:
             async with confirming(app, client, session, password) as current:
                 return timestamp(
-                    await app[DATABASE].write(queries.confirm_by_password, session.user_id, whence, current)
+                    await app[DATABASE].write(proving_queries.confirm_by_password, session.user_id, whence, current)
                 )
 
         return json_response(Confirmed(authenticated_at=await unless_changed(attempt)))
     buckets = [app[THROTTLE].for_factor(session.user_id)]
-    async with app[REFUNDS].attempt(queries.find_candidates, session.user_id, buckets) as (candidates, taken):
+    async with app[REFUNDS].attempt(proving_queries.find_candidates, session.user_id, buckets) as (candidates, taken):
         proof = await _proof(request, session.user_id, candidates, asked)
-        moment = await app[DATABASE].write(queries.confirm_session, session.user_id, whence, proof, taken)
+        moment = await app[DATABASE].write(proving_queries.confirm_session, session.user_id, whence, proof, taken)
     await _reseal(request, session.user_id, proof)
     return json_response(Confirmed(authenticated_at=timestamp(moment)))
 
@@ -162,7 +163,7 @@ async def confirm_session(request: web.Request, session: Session) -> web.Respons
 async def _proof(
     request: web.Request, user_id: str, candidates: Candidates, asked: FurtherStep | Confirmation
 ) -> Proof:
-    """What was given is; whether it still counts is for the statement to judge. Raises InvalidPasskey."""
+    """Read what was given. Whether it still counts, the statement judges. Raises InvalidPasskey."""
     if asked.passkey is not None:
         return Proof(signed=await _signed(request, user_id, asked.passkey))
     if asked.totp is None:
@@ -200,7 +201,7 @@ async def _reseal(request: web.Request, user_id: str, proof: Proof) -> None:
         return vault.seal(vault.open(factor.sealed, user_id), user_id)
 
     with contextlib.suppress(Problem):
-        await request.app[DATABASE].write(queries.reseal, factor, await asyncio.to_thread(anew))
+        await request.app[DATABASE].write(proving_queries.reseal, factor, await asyncio.to_thread(anew))
 
 
 class RequestOptions(TypedDict):

@@ -30,10 +30,10 @@ async def demand(
 ) -> float:
     """Let nobody take the caller's session or ``role`` away until the transaction ends.
 
-    ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds.
-    The answer is the seconds since the caller has last proved who it is; infinite for a user with a second factor and
-    a session that was opened before there was one. Raises Unauthorized when the session has
-    ended since it was looked up, Forbidden when the role is gone.
+    ``on``: the id of the user who is acted on, whose row is locked as well. ``idle_timeout`` in seconds. Returns the
+    seconds since the caller has last proved who it is: infinite for a user with a second factor whose session was
+    opened before there was one. Raises Unauthorized when the session has ended since it was looked up, Forbidden when
+    the role is gone.
     """
     row = await _STILL.first(
         connection,

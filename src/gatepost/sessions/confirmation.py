@@ -28,7 +28,7 @@ async def confirming(app: web.Application, client: Client, session: Session, pas
             raise Unauthorized
         setting = secret.setting or credentials.dummy(secret.canonical)
         digest = await client.while_connected(credentials.digest(setting, password, client.queue_share))
-        yield Current(setting, digest, taken, app[CONFIG].sessions.fresh)
+        yield Current(setting, digest, app[CONFIG].sessions.fresh, taken)
 
 
 async def unless_changed(attempt: Callable[[], Awaitable[T]]) -> T:

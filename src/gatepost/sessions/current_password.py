@@ -35,8 +35,8 @@ class Current(NamedTuple):
 
     setting: Setting
     digest: bytes
+    fresh: int
     taken: Taken = Taken()
-    fresh: int = 600
 
     def parameters(self) -> dict[str, Any]:
         """For a statement with `MINE` and `given_back` in it."""
