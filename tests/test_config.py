@@ -23,7 +23,8 @@ def keys() -> Iterator[tuple[str, str, str]]:
         assert issubclass(model, BaseModel)
         for key, option in model.model_fields.items():
             default = option.get_default(call_default_factory=True, validated_data={})
-            shown = {None: "–", (): "none"}.get(default, str(default)) if not isinstance(default, dict) else "none"
+            text = ", ".join(default) if isinstance(default, tuple) else str(default)
+            shown = {None: "–", (): "none"}.get(default, text) if not isinstance(default, dict) else "none"
             assert option.description
             yield f"`{section}.{key}`", shown, option.description
 

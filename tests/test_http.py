@@ -117,7 +117,7 @@ async def test_the_connection_stays_in_step_after_answers_without_a_body(client:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nope", "/user/", "/USER", "/users", "/user/1", "/ping/x", "/%2e%2e/ping", "/%00"]
+    "path", ["/nope", "/me/nope", "/user/", "/USER", "/users", "/user/1", "/ping/x", "/%2e%2e/ping", "/%00"]
 )
 async def test_an_unknown_path_is_a_404_problem_for_every_method(client: Client, path: str) -> None:
     for method in ("GET", "POST", "DELETE", "OPTIONS", "PATCH"):

@@ -12,6 +12,7 @@ from gatepost.forward_auth.feature import FEATURE as FORWARD_AUTH
 from gatepost.mail.feature import FEATURE as MAIL
 from gatepost.ops import openapi
 from gatepost.ops.feature import FEATURE as OPS
+from gatepost.pages.feature import FEATURE as PAGES
 from gatepost.recovery.feature import FEATURE as RECOVERY
 from gatepost.row_level_security.feature import FEATURE as ROW_LEVEL_SECURITY
 from gatepost.services.feature import FEATURE as SERVICES
@@ -32,6 +33,7 @@ FEATURES = [
     OPS,
     ADMIN,
     TRANSFER,
+    PAGES,
 ]
 """In the order in which they open: one may use what those before it have shared."""
 
@@ -39,6 +41,9 @@ PUBLIC_ROUTES = [route for feature in FEATURES for route in feature.routes]
 OPERATOR_ROUTES = [route for feature in FEATURES for route in feature.operator_routes]
 """What `webserver.operator_port` moves to an address of its own."""
 ROUTES = PUBLIC_ROUTES + OPERATOR_ROUTES
+PUBLIC_PAGES = [route for feature in FEATURES for route in feature.pages]
+OPERATOR_PAGES = [route for feature in FEATURES for route in feature.operator_pages]
+"""What people look at, where `pages.enabled` says so; not part of the API."""
 TAGS = {name: text for feature in FEATURES for name, text in feature.tags.items()}
 """What the first part of a path stands for."""
 

@@ -43,7 +43,7 @@ from gatepost.postgres.embedded import EmbeddedError, EmbeddedPostgres
 from gatepost.process.banner import welcome
 from gatepost.process.periodic import every
 from gatepost.process.sockets import bind
-from gatepost.routes import FEATURES, OPERATOR_ROUTES, PUBLIC_ROUTES, ROUTES, api_document
+from gatepost.routes import FEATURES, OPERATOR_PAGES, OPERATOR_ROUTES, PUBLIC_PAGES, PUBLIC_ROUTES, api_document
 from gatepost.security import refunds, throttle
 from gatepost.security.credentials import Credentials, refuse_missing_pepper, share
 from gatepost.security.refunds import Refunds
@@ -79,8 +79,10 @@ class WebServer:
         self.metrics = Metrics()
         access_log = AccessLog(self.metrics, checks=config.log.checks)
         apart = config.webserver.operator_port is not None
-        self.app = self._application(PUBLIC_ROUTES if apart else ROUTES, access_log)
-        self.operators = self._application(OPERATOR_ROUTES, access_log) if apart else None
+        pages, operator_pages = (PUBLIC_PAGES, OPERATOR_PAGES) if config.pages.enabled else ([], [])
+        for_all, for_operators = PUBLIC_ROUTES + pages, OPERATOR_ROUTES + operator_pages
+        self.app = self._application(for_all if apart else for_all + for_operators, access_log)
+        self.operators = self._application(for_operators, access_log) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())

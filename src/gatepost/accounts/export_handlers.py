@@ -29,6 +29,7 @@ async def export(request: web.Request, session: Session) -> web.StreamResponse:
         raise Unauthorized
     response = web.StreamResponse()
     response.content_type = "application/json"
+    response.headers[hdrs.CONTENT_DISPOSITION] = 'attachment; filename="account.json"'  # a page offers it as a file
     await response.prepare(request)
     if request.method != hdrs.METH_HEAD:
         async for piece in _pieces(database, session.user_id, begun):

@@ -7,6 +7,7 @@
 from gatepost.config.config import Config
 from gatepost.config.factors import FactorsConfig
 from gatepost.config.mail import MailConfig
+from gatepost.config.pages import PagesConfig
 from gatepost.config.reading import ConfigError
 from gatepost.config.sections import (
     AccountsConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "FactorsConfig",
     "LogConfig",
     "MailConfig",
+    "PagesConfig",
     "PasswordsConfig",
     "Section",
     "SessionsConfig",

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from gatepost.config import reading
 from gatepost.config.factors import FactorsConfig
 from gatepost.config.mail import MailConfig
+from gatepost.config.pages import PagesConfig
 from gatepost.config.sections import (
     AccountsConfig,
     DbConfig,
@@ -66,6 +67,7 @@ class Config(BaseSettings):
     throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
     mail: Annotated[MailConfig, BeforeValidator(_sections_only)] = MailConfig()
     factors: Annotated[FactorsConfig, BeforeValidator(_sections_only)] = FactorsConfig()
+    pages: Annotated[PagesConfig, BeforeValidator(_sections_only)] = PagesConfig()
     events: Annotated[EventsConfig, BeforeValidator(_sections_only)] = EventsConfig()
     log: Annotated[LogConfig, BeforeValidator(_sections_only)] = LogConfig()
 

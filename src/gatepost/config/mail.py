@@ -42,7 +42,7 @@ class MailConfig(Section):
     page: str | None = Field(
         None,
         description="Page that mail links to, with the code behind a `#`: it shows a button, and posts the code. "
-        "Default: no links, the code alone.",
+        "Default: our own pages, where there is `webserver.public_url`; else no links, the code alone.",
     )
     service: str = Field("Gatepost", min_length=1, max_length=100, description="What mail calls this service.")
     language: Language = Field("en", description="Language of mail where the user's browser asks for none of ours.")

@@ -87,7 +87,7 @@ class AccessLog:
         route = UNMATCHED if resource is None else resource.name or resource.canonical
         note = getattr(request.match_info.handler, "__operation__", Operation(None))
         login = None
-        if (route, method) == ("/user", "POST"):
+        if method == "POST" and route in ("/user", "/sign-in"):
             login = self._metrics.logins[OUTCOMES.get(status, "malformed")]
         return _Series(
             route,

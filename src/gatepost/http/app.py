@@ -77,6 +77,9 @@ def render(problem: Problem) -> web.Response:
     )
 
 
+RENDERER: web.RequestKey[Callable[[Problem], web.Response]] = web.RequestKey("renderer")
+"""How this request's error is told, where that is not `render`: a page tells it as a page."""
+
 # ------------------------------------------------------------------------------------------- middleware
 
 
@@ -101,14 +104,24 @@ def problems(access_log: AccessLog) -> Middleware:
 
     # A function of its own: a frame of the traceback that names the error would be a reference cycle.
     def refuse(request: web.Request, error: Exception, began: float) -> web.Response:
-        problem = _problem(error)
-        response = render(problem)
+        problem, response = _tell(request, _problem(error))
         access_log.record(request, response, time.perf_counter() - began, problem)
         if request.writer.output_size > 0:  # a streamed answer can only be broken off
             raise ConnectionError("an answer has begun already")
         return response
 
     return middleware
+
+
+def _tell(request: web.Request, problem: Problem) -> tuple[Problem, web.Response]:
+    """The problem and its answer. A page that cannot be rendered is a problem itself."""
+    renderer = request.get(RENDERER)
+    if renderer is not None:
+        try:
+            return problem, renderer(problem)
+        except Exception as error:  # noqa: BLE001 (a template of the operator may do anything)
+            problem = _problem(error)
+    return problem, render(problem)
 
 
 def _problem(error: Exception) -> Problem:
@@ -182,7 +195,7 @@ def add_common_headers(request: web.BaseRequest, response: web.StreamResponse) -
     """What every answer has, also to what never became a request."""
     name_request(request, response)
     headers = response.headers
-    headers["Cache-Control"] = "no-store"
+    headers.setdefault("Cache-Control", "no-store")  # only what never changes under its name says otherwise
     headers["Server"] = "gatepost"
     headers["X-Content-Type-Options"] = "nosniff"
 

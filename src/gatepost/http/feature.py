@@ -66,6 +66,7 @@ class Feature:
     """Whatever it leaves out it does not have.
 
     - ``operator_routes``: those that `webserver.operator_port` moves to an address of its own.
+    - ``pages``, ``operator_pages``: the same for what people look at. They are not part of the API.
     - ``tags``: the first parts of its paths, each with what it stands for in the OpenAPI document.
     - ``open``: opens its parts, which the features after it in the list may use, and closes them.
     - ``settings``: its section of the configuration.
@@ -75,6 +76,8 @@ class Feature:
 
     routes: Sequence[web.RouteDef] = ()
     operator_routes: Sequence[web.RouteDef] = ()
+    pages: Sequence[web.RouteDef] = ()
+    operator_pages: Sequence[web.RouteDef] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     open: Callable[[Parts], AbstractAsyncContextManager[None]] | None = None
     settings: Settings | None = None

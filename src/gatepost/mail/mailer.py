@@ -1,6 +1,7 @@
 """What handlers need of the mail: whether there is any, in which language, and to wake the sender."""
 
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Self
 
 from aiohttp import hdrs, web
@@ -54,12 +55,12 @@ def parse_field(field: str, text: str) -> email.Address:
         raise InvalidBody([FieldError(field, "invalid_email", str(error))]) from None
 
 
-def preferred(accepted: str, default: str) -> str:
-    """The language of ours that an Accept-Language asks for most (RFC 9110 §12.5.4); without one, the default."""
+def preferred(accepted: str, default: str, languages: Collection[str] = LANGUAGES) -> str:
+    """The one of ``languages`` that an Accept-Language asks for most (RFC 9110 §12.5.4); without one, the default."""
     wanted: list[tuple[float, str]] = []
     for item in accepted.split(","):
         match = re.fullmatch(r"\s*([A-Za-z]{2,3})(?:-[A-Za-z0-9-]*)?\s*(?:;\s*q=([01](?:\.[0-9]{0,3})?))?\s*", item)
-        if match and match[1].lower() in LANGUAGES:
+        if match and match[1].lower() in languages:
             wanted.append((float(match[2] or 1), match[1].lower()))
     best = max(wanted, key=lambda found: found[0], default=(0.0, default))
     return best[1] if best[0] > 0 else default

@@ -35,6 +35,7 @@ ABANDONED = 499
 Outcome = Literal["won", "lost", "throttled", "unavailable", "abandoned", "malformed"]
 OUTCOMES: dict[int, Outcome] = {
     200: "won",
+    303: "won",  # on a page, which then leads on
     401: "lost",
     429: "throttled",
     503: "unavailable",

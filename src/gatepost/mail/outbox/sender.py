@@ -46,6 +46,7 @@ class Sender:
     def __init__(self, config: Config, database: Database, throttle: Throttle) -> None:
         """Raises ConfigError."""
         self._config = config.mail
+        self._own_pages = config.webserver.public_url if config.pages.enabled else None
         self._database = database
         self._throttle = throttle
         self._templates = Templates(config.mail)
@@ -211,11 +212,17 @@ class Sender:
 
     def _link(self, mail: Mail, code: Code) -> str | None:
         """The page, with the code behind the #: that part reaches neither a server nor its logs."""
-        if self._config.page is None:
-            return None
         purpose, _ = _PURPOSES.get(mail.kind, (mail.kind, 0))
         which = f"&email={mail.email_id}" if mail.kind == "verify_email" else ""
-        return f"{self._config.page}#{purpose}={code.link}{which}"
+        page = self._config.page or self._own_page(purpose, mail)
+        return page and f"{page}#{purpose}={code.link}{which}"
+
+    def _own_page(self, purpose: str, mail: Mail) -> str | None:
+        """That of `pages/` which takes the code."""
+        if self._own_pages is None:
+            return None
+        verify = f"/me/emails/{mail.email_id}/verify"
+        return self._own_pages + {"verify_email": verify, "undo_email": "/undo"}.get(purpose, "/recover/code")
 
     def _is_over(self, mail: Mail) -> bool:
         return time.time() - mail.created_at.timestamp() > PATIENCE

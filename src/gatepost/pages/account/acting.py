@@ -1,0 +1,139 @@
+"""The forms of an account: each asks a handler of the API, and goes on after a confirmation that it is still you."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from gatepost.errors import ConfirmationRequired, Problem, Unauthorized
+from gatepost.factors import passkey_queries, proving, queries
+from gatepost.http.app import DATABASE, Handler
+from gatepost.http.body import GIVEN
+from gatepost.pages.forms import Answer, Form, ask, read_form
+from gatepost.pages.page import go, show, show_problems_on, signed_in
+from gatepost.pages.sign_in import credential
+from gatepost.sessions.session import Session
+
+Shown = dict[str, Any]
+Read = Callable[[web.Request, Session], Awaitable[Shown]]
+
+
+async def nothing(_request: web.Request, _session: Session) -> Shown:
+    """What a page shows that needs nothing from the database."""
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the account: its path, its template, and how what it shows is read."""
+
+    path: str
+    template: str
+    read: Read = nothing
+
+    def route(self) -> web.RouteDef:
+        """The route that shows it."""
+
+        @signed_in
+        async def show_page(request: web.Request, session: Session) -> web.Response:
+            values = await self.read(request, session)
+            return show(request, self.template, session=session, notice=request.query.get("done"), **values)
+
+        return web.get(self.path, show_page)
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """A form on a page of the account.
+
+    - ``handler``: of the API, which does what the form asks for.
+    - ``fields``: those that it is given, by the name that it calls them; ``secret`` ones are never shown again.
+    - ``body``: what it is given, where that is not the fields as they are.
+    - ``done``: what is said afterwards, on ``to`` or else the page.
+    - ``told``: a part of what the handler answers that is told only once, on the page ``answer``.
+    - ``about``: which field a problem as a whole is about, by its code.
+    - ``download``: whether the handler answers with a file.
+    """
+
+    page: Page
+    path: str
+    handler: Handler
+    done: str
+    fields: tuple[str, ...] = ()
+    secret: tuple[str, ...] = ()
+    body: Callable[[Form], dict[str, Any]] | None = None
+    to: str | None = None
+    told: str = ""
+    answer: str = ""
+    about: Mapping[str, str] = field(default_factory=dict)
+    download: bool = False
+
+    def route(self) -> web.RouteDef:
+        """The route that takes it."""
+
+        @signed_in
+        async def act(request: web.Request, session: Session) -> web.StreamResponse:
+            form = await read_form(request)
+            shown = {name: form[name] for name in self.fields if name in form}
+            again = {"action": request.path, "kept": shown, "secret": self.secret}
+            if proof := _proof(form):
+                about = {"invalid_code": f"confirm_{next(iter(proof))}", "wrong_password": "confirm_password"}
+                await _show_confirmation(request, session, again, about)
+                await ask(request, proving.confirm_session, **proof)
+            try:
+                if self.download:
+                    request[GIVEN] = {}
+                    return await self.handler(request)
+                answer = await ask(request, self.handler, **self._given(form))
+            except ConfirmationRequired:
+                await _show_confirmation(request, session, again)
+                raise
+            except Unauthorized:
+                raise
+            except Problem:
+                values = await self.page.read(request, session)
+                show_problems_on(request, self.page.template, about=self.about, session=session, form=shown, **values)
+                raise
+            return self._done(request, session, answer)
+
+        return web.post(self.path, act)
+
+    def _given(self, form: Form) -> dict[str, Any]:
+        if self.body:
+            return self.body(form)
+        return {name: form.get(name, "") for name in (*self.fields, *self.secret)}
+
+    def _done(self, request: web.Request, session: Session, answer: Answer) -> web.Response:
+        if self.told and answer.document[self.told]:
+            return show(request, self.answer, session=session, answer=answer.document)
+        response = go(f"{self.to or self.page.path}?done={self.done}")
+        answer.give_cookies(response)
+        return response
+
+
+def _proof(form: Form) -> dict[str, Any]:
+    """What the form says to confirm who it is, in the terms of the API; nothing for a form that does not."""
+    given = {name: form.get(f"confirm_{name}", "") for name in ("password", "totp", "recovery_code", "passkey")}
+    proof: dict[str, Any] = {
+        name: text if name == "password" else text.strip() for name, text in given.items() if text
+    }
+    if "passkey" in proof:
+        proof["passkey"] = credential(given["passkey"])
+    return proof
+
+
+async def _show_confirmation(
+    request: web.Request, session: Session, again: Shown, about: Mapping[str, str] | None = None
+) -> None:
+    """Let a confirmation be asked for: by the password, or by a second factor where there is one."""
+    database = request.app[DATABASE]
+    found = await database.read(queries.factors_of, session.user_id)
+    passkeys = await database.read(passkey_queries.passkeys_of, session.user_id)
+    confirmed = any(factor["confirmed_at"] for factor in found.factors)
+    methods = [
+        *(["totp"] if confirmed else []),
+        *(["passkey"] if passkeys else []),
+        *(["recovery_code"] if found.recovery_codes and (confirmed or passkeys) else []),
+    ] or ["password"]
+    show_problems_on(request, "confirm.html", about=about, session=session, methods=methods, **again)

@@ -1,0 +1,104 @@
+// What pages can do with a script that they cannot do without: passkeys, and taking a code out of a mail's link.
+"use strict";
+
+const decode = (text) =>
+  Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (character) => character.charCodeAt(0));
+const encode = (buffer) =>
+  btoa(String.fromCharCode(...new Uint8Array(buffer))).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
+
+// The options and the credential as JSON (WebAuthn §5.1), for browsers that cannot do it themselves yet.
+function options(json) {
+  const parse = json.user
+    ? PublicKeyCredential.parseCreationOptionsFromJSON
+    : PublicKeyCredential.parseRequestOptionsFromJSON;
+  if (parse) return parse.call(PublicKeyCredential, json);
+  const described = (list) => (list || []).map((one) => ({ ...one, id: decode(one.id) }));
+  const read = { ...json, challenge: decode(json.challenge) };
+  if (json.user) read.user = { ...json.user, id: decode(json.user.id) };
+  if (json.excludeCredentials) read.excludeCredentials = described(json.excludeCredentials);
+  if (json.allowCredentials) read.allowCredentials = described(json.allowCredentials);
+  return read;
+}
+
+function written(credential) {
+  if (credential.toJSON) return credential.toJSON();
+  const response = {};
+  for (const name of ["clientDataJSON", "attestationObject", "authenticatorData", "signature", "userHandle"]) {
+    if (credential.response[name]) response[name] = encode(credential.response[name]);
+  }
+  if (credential.response.getTransports) response.transports = credential.response.getTransports();
+  return {
+    id: credential.id,
+    rawId: encode(credential.rawId),
+    type: credential.type,
+    response,
+    clientExtensionResults: credential.getClientExtensionResults(),
+  };
+}
+
+let waiting; // the request that waits for somebody to choose a passkey in the autofill of a field
+
+async function usePasskey(form, autofill) {
+  const making = form.dataset.passkey === "create";
+  const answer = await fetch(making ? "/account/passkeys/options" : "/user/passkey/options", { method: "POST" });
+  if (!answer.ok) throw new Error(answer.statusText);
+  const publicKey = options((await answer.json()).publicKey);
+  waiting?.abort();
+  const controller = new AbortController();
+  if (autofill) waiting = controller;
+  const asked = { publicKey, signal: controller.signal, ...(autofill && { mediation: "conditional" }) };
+  const credential = await (making ? navigator.credentials.create(asked) : navigator.credentials.get(asked));
+  form.elements[form.dataset.field].value = JSON.stringify(written(credential));
+  form.submit();
+}
+
+for (const form of document.querySelectorAll("form[data-passkey]")) {
+  if (!window.PublicKeyCredential) break;
+  form.hidden = false;
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const button = form.querySelector("button");
+    const error = form.querySelector(".error");
+    error.hidden = true;
+    button.setAttribute("aria-busy", "true");
+    try {
+      await usePasskey(form, false);
+    } catch {
+      button.removeAttribute("aria-busy");
+      error.hidden = false;
+    }
+  });
+  if ("autofill" in form.dataset) {
+    PublicKeyCredential.isConditionalMediationAvailable?.().then((available) => {
+      if (available) usePasskey(form, true).catch(() => {}); // nobody has chosen one there
+    });
+  }
+}
+
+// A mail's link has its code behind the #, where neither a server nor a log sees it.
+const linked = new URLSearchParams(location.hash.slice(1));
+for (const form of document.querySelectorAll("form[data-code]")) {
+  const code = linked.get(form.dataset.code);
+  if (!code) continue;
+  form.elements.code.value = code;
+  form.elements.code.closest(".field").hidden = true;
+  const identifier = form.elements.identifier;
+  if (identifier) identifier.closest(".field").hidden = true;
+  history.replaceState(null, "", location.pathname);
+  (form.querySelector("input:not([type=hidden], #code, #identifier)") || form.querySelector("button")).focus();
+}
+// Whoever has to sign in first keeps it.
+const back = document.querySelector('form[action="/sign-in"] [name="return_to"]');
+if (back && linked.size) {
+  for (const input of document.querySelectorAll('[name="return_to"]')) input.value += location.hash;
+}
+
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => print());
+}
+
+for (const time of document.querySelectorAll("time[datetime]")) {
+  const local = new Date(time.dateTime);
+  time.title ||= local.toLocaleString(document.documentElement.lang);
+}

@@ -1,0 +1,63 @@
+"""Forms: reading one, and doing what it asks for by the handler that answers programs too."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import parse_qsl
+
+from aiohttp import hdrs, web
+
+from gatepost.errors import BadRequest, UnsupportedMediaType
+from gatepost.http import strict_json
+from gatepost.http.app import Handler
+from gatepost.http.body import GIVEN, MAX_BODY, read_bytes
+
+# Two passwords of 1,024 characters, of which each may take twelve bytes.
+MAX_FORM = 4 * MAX_BODY
+MAX_FIELDS = 32
+
+Form = dict[str, str]
+
+
+async def read_form(request: web.Request) -> Form:
+    """The fields of a form, each with its text.
+
+    Raises UnsupportedMediaType, BadRequest, BodyTooLarge.
+    """
+    media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip(" \t").lower()
+    if media_type != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType("Send the form as a browser does.")
+    body = await read_bytes(request, MAX_FORM)
+    try:
+        fields = parse_qsl(
+            body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict", encoding="utf-8"
+        )
+    except ValueError:
+        raise BadRequest("This form cannot be read.", code="form_unreadable") from None
+    form = dict(fields)
+    if len(form) < len(fields):
+        raise BadRequest("A field of this form is given twice.", code="form_unreadable")
+    strict_json.refuse_bad_characters(form)
+    return form
+
+
+class Answer:
+    """What a handler of the API has answered: its document, and the cookies that a browser is to get with it."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        assert isinstance(response, web.Response)
+        self.document: dict[str, Any] = json.loads(response.body) if isinstance(response.body, bytes) else {}
+        self._cookies = response.cookies
+
+    def give_cookies(self, response: web.Response) -> None:
+        """Set in ``response`` the cookies that it sets, and take back those that it takes back."""
+        for morsel in self._cookies.values():
+            response.cookies[morsel.key] = morsel
+
+
+async def ask(
+    request: web.Request, handler: Handler | Callable[..., Awaitable[web.StreamResponse]], **given: Any
+) -> Answer:
+    """What ``handler``, one of the API, does with these fields; every rule of it holds. Raises what it raises."""
+    request[GIVEN] = given
+    return Answer(await handler(request))
