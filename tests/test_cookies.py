@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from gatepost.config import Config, WebServerConfig
+from gatepost.config import Config, CookiesConfig, WebServerConfig
 from gatepost.postgres.database import Dsn
 from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, status_of, with_every_route
 from tests.test_bad_input import Answer, exchange
@@ -539,3 +540,70 @@ async def test_the_token_is_in_no_log(client: Client, ada: dict[str, Any], caplo
             await send(client, "DELETE", "/user", f"Cookie: {line}", "Origin: https://evil.example")
         await send(client, "DELETE", "/user", f"Cookie: {cookie}", SAME)
     assert token not in caplog.text
+
+
+# ---------------------------------------------------------------------------------------- one domain for all
+
+
+@pytest.fixture
+async def sharing(config: Config, start_server: StartServer) -> Client:
+    """A server whose cookie all hosts of its domain share."""
+    webserver = WebServerConfig(port=0, public_url="https://auth.shop.example")
+    changes: dict[str, Any] = {"webserver": webserver, "cookies": CookiesConfig(domain="shop.example")}
+    client = await start_server(config.model_copy(update=changes))
+    await register(client, "ada")
+    return client
+
+
+WITH_COOKIE: dict[str, Any] = {"username": "ada", "password": PASSWORD, "cookie": True}
+
+
+@pytest.mark.parametrize("host", ["auth.shop.example", "shop.example", "a.b.shop.example:8443", "AUTH.Shop.Example"])
+async def test_the_hosts_of_a_domain_share_its_cookie(sharing: Client, host: str) -> None:
+    answer = await send(sharing, "POST", "/user", host=host, body=WITH_COOKIE)
+    name, value, attributes = the_cookie(answer)
+    assert (name, attributes["domain"], attributes["secure"], attributes["httponly"]) == (
+        "__Secure-session",
+        "shop.example",
+        True,
+        True,
+    )
+    carried = f"Cookie: {name}={value}"
+    assert (await send(sharing, "GET", "/user", carried, host="app.shop.example")).status == 200
+    answer = await send(sharing, "DELETE", "/user", carried, f"Origin: https://{host}", host=host)
+    assert answer.status == 200
+    name, value, attributes = the_cookie(answer)
+    assert (name, value, attributes["domain"]) == ("__Secure-session", "", "shop.example")
+
+
+@pytest.mark.parametrize("host", ["shop.example.evil.example", "evilshop.example", "example", "127.0.0.2"])
+async def test_a_host_outside_of_the_domain_has_a_cookie_of_its_own(sharing: Client, host: str) -> None:
+    answer = await send(sharing, "POST", "/user", host=host, body=WITH_COOKIE)
+    name, value, attributes = the_cookie(answer)
+    assert name == COOKIE
+    assert "domain" not in attributes
+    assert (await send(sharing, "GET", "/user", f"Cookie: __Secure-session={value}", host=host)).status == 401
+
+
+async def test_without_a_domain_a_shared_cookie_counts_for_nothing(client: Client, token: str) -> None:
+    assert (await send(client, "GET", "/user", f"Cookie: __Secure-session={token}")).status == 401
+
+
+async def test_a_neighbour_in_the_domain_may_change_nothing_with_the_cookie(sharing: Client) -> None:
+    name, value, _ = the_cookie(await send(sharing, "POST", "/user", host="auth.shop.example", body=WITH_COOKIE))
+    carried = f"Cookie: {name}={value}"
+    for origin in ("Origin: https://app.shop.example", "Sec-Fetch-Site: same-site"):
+        answer = await send(sharing, "DELETE", "/sessions?scope=all", carried, origin, host="auth.shop.example")
+        assert (answer.status, answer.problem()["code"]) == (403, "foreign_origin")
+
+
+@pytest.mark.parametrize("url", [None, "https://auth.example", "https://shop.example.evil.example"])
+def test_a_domain_without_our_own_address_is_refused(url: str | None) -> None:
+    with pytest.raises(ValidationError, match=r"cookies\.domain is shop\.example"):
+        Config(webserver=WebServerConfig(public_url=url), cookies=CookiesConfig(domain="shop.example"))
+
+
+@pytest.mark.parametrize("domain", ["com", ".shop.example", "shop.example; Secure", "*.shop.example", "Shop.example"])
+def test_a_domain_that_is_none_is_refused(domain: str) -> None:
+    with pytest.raises(ValidationError):
+        CookiesConfig(domain=domain)

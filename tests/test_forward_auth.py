@@ -23,11 +23,13 @@ from urllib.parse import quote, unquote
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
+from gatepost.config import Config, PagesConfig, WebServerConfig
 from gatepost.errors import DatabaseUnavailable
 from gatepost.postgres.database import Dsn
 from gatepost.sessions.guard import LOOKUP
-from tests.conftest import PASSWORD, Client, log_in, register, rows
+from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows
 
 DOCS = Path(__file__).parent.parent / "docs"
 APP = "app.example"
@@ -408,8 +410,8 @@ def shipped(name: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-def nginx(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60) -> list[str]:
-    """The command that runs it. ``patience``: seconds that it waits for Gatepost's answer."""
+def nginx(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60, app: str = APP) -> list[str]:
+    """The command that runs it. ``patience``: seconds that it waits for Gatepost's answer. ``app``: its host."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     own = "".join(f"{kind}_temp_path {folder}/{kind};\n" for kind in kinds) + "access_log off;\n"
     text = shipped(
@@ -420,21 +422,24 @@ def nginx(folder: Path, port: int, gatepost: int, backend: int, patience: int = 
         ("127.0.0.1:9000", f"127.0.0.1:{backend}"),
         ("proxy_connect_timeout 2s;", "proxy_connect_timeout 60s;"),
         ("proxy_read_timeout 5s;", f"proxy_read_timeout {patience}s;"),
+        (APP, app),
     )
     (folder / "nginx.conf").write_text(text)
     process = f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;"
     return [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", process]
 
 
-def caddy(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60) -> list[str]:
+def caddy(folder: Path, port: int, gatepost: int, backend: int, patience: int = 60, app: str = APP) -> list[str]:
     """As `nginx`."""
     text = shipped(
         "Caddyfile",
-        (f"{APP} {{", f"http://{APP}:{port} {{"),
+        (f"auth.{APP} {{", f"http://auth.{APP}:{port} {{"),
+        (f"\n{APP} {{", f"\nhttp://{APP}:{port} {{"),
         ("127.0.0.1:8000", f"127.0.0.1:{gatepost}"),
         ("127.0.0.1:9000", f"127.0.0.1:{backend}"),
         ("dial_timeout 2s", "dial_timeout 60s"),
         ("response_header_timeout 5s", f"response_header_timeout {patience}s"),
+        (APP, app),
     )
     own = "{\n\tadmin off\n\tdefault_bind 127.0.0.1\n}\n"
     (folder / "Caddyfile").write_text(own + text)
@@ -796,13 +801,92 @@ def test_the_traefik_file_removes_what_a_client_says_of_itself_everywhere() -> N
     cleared = {line.split(":")[0] for line in re.findall(r"Remote\S+: \"\"", text)}
     assert {line.split(":")[0].lower() for line in FORGED} - {name.lower() for name in cleared} == {"remote-groups"}
     # And no router takes a path that could be read in two ways. Go writes a control character otherwise than Python.
-    rules = re.findall(r"rule: .*", text)
+    rules = [rule for rule in re.findall(r"rule: .*", text) if "auth.app.example" not in rule]
     refused = {re.search(r"!PathRegexp\(`(.*?)`\)", rule)[1] for rule in rules}  # type: ignore[index]
     (pattern,) = refused
-    assert text.count("!PathRegexp(") == len(rules) == 4
+    assert text.count("!PathRegexp(") - 1 == len(rules) == 4
     judge = re.compile(pattern.replace("[:cntrl:]", "\\x00-\\x1f\\x7f"))
     assert [path for path in AMBIGUOUS if not judge.search(path.partition("?")[0])] == []
     assert [path for path in PLAIN if judge.search(path.partition("?")[0])] == []
+
+
+# ---------------------------------------------------------------------------------------------- people
+
+PERSON = "Accept: text/html,application/xhtml+xml;q=0.9,*/*;q=0.8"
+HOME = "https://auth.app.example"
+ASKED = ["X-Forwarded-Proto: https", "X-Forwarded-Host: app.example", "X-Forwarded-Uri: /a?b=c&d=%C3%A4&e=1+2"]
+ADDRESS = "https://app.example/a?b=c&d=%C3%A4&e=1+2"
+
+
+@pytest.fixture
+async def with_pages(config: Config, start_server: StartServer) -> Client:
+    webserver = WebServerConfig(port=0, public_url=HOME)
+    return await start_server(config.model_copy(update={"webserver": webserver}))
+
+
+def way_out(reply: Reply) -> tuple[str, dict[str, str]]:
+    """The page to which an answer leads, and what it says to it."""
+    url = URL(reply.headers["Location"])
+    return str(url.with_query(None)), dict(url.query)
+
+
+async def test_a_person_is_sent_to_sign_in_with_the_whole_address(with_pages: Client) -> None:
+    reply = await ask(with_pages, PERSON, *ASKED, query="?sign_in=redirect")
+    assert reply.status == 303
+    assert way_out(reply) == (f"{HOME}/sign-in", {"return_to": ADDRESS})
+
+
+async def test_nginx_is_told_the_page_beside_its_401(with_pages: Client) -> None:
+    asked = [each.replace("X-Forwarded-Uri", "X-Original-URI") for each in ASKED]
+    reply = await ask(with_pages, PERSON, *asked, query="?sign_in=location")
+    assert reply.status == 401
+    assert way_out(reply) == (f"{HOME}/sign-in", {"return_to": ADDRESS})
+    assert reply.headers["WWW-Authenticate"] == 'Bearer realm="gatepost"'
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        ["Accept: */*"],
+        ["Accept: application/json"],
+        [],
+        [PERSON, "Sec-Fetch-Mode: cors"],
+        [PERSON, "X-Forwarded-Method: POST"],
+    ],
+)
+async def test_a_program_keeps_its_401(with_pages: Client, headers: list[str]) -> None:
+    reply = await ask(with_pages, *ASKED, *headers, query="?sign_in=redirect")
+    assert reply.status == 401
+    assert "Location" not in reply.headers
+
+
+async def test_without_pages_everybody_keeps_the_401(
+    config: Config, start_server: StartServer, client: Client
+) -> None:
+    assert (await ask(client, PERSON, *ASKED, query="?sign_in=redirect")).status == 401
+    changes = {"webserver": WebServerConfig(port=0, public_url=HOME), "pages": PagesConfig(enabled=False)}
+    client = await start_server(config.model_copy(update=changes))
+    assert (await ask(client, PERSON, *ASKED, query="?sign_in=redirect")).status == 401
+
+
+async def test_a_person_learns_what_the_session_lacks(with_pages: Client, dsn: Dsn) -> None:
+    await register(with_pages, "ada")
+    carried = cookie(await log_in(with_pages))
+    reply = await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=redirect&role=staff,owner")
+    assert way_out(reply) == (f"{HOME}/forbidden", {"return_to": ADDRESS, "role": "staff,owner"})
+    reply = await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=location&role=staff")
+    assert (reply.status, way_out(reply)[0]) == (403, f"{HOME}/forbidden")
+    reply = await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=redirect&factors=2")
+    assert way_out(reply) == (f"{HOME}/me/factors", {"return_to": ADDRESS})
+    rows(dsn, "UPDATE gatepost.sessions SET created_at = created_at - interval '1 hour' RETURNING 1")
+    reply = await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=redirect&fresh=600")
+    assert way_out(reply) == (f"{HOME}/confirm", {"return_to": ADDRESS})
+    assert (await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=redirect")).status == 200
+
+
+async def test_where_nothing_helps_nobody_is_sent_anywhere(with_pages: Client) -> None:
+    reply = await ask(with_pages, PERSON, "X-Forwarded-Uri: /a/../b", query="?sign_in=redirect")
+    assert (reply.status, "Location" in reply.headers) == (403, False)
 
 
 # ----------------------------------------------------------------------------------------------- paths

@@ -4,6 +4,7 @@ The tests skip without Chromium, unless REQUIRE_BROWSER=1.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, CDPSession, ConsoleMessage, Download, Page, async_playwright, expect
 
-from gatepost.config import Config, PagesConfig, WebServerConfig
+from gatepost.config import Config, CookiesConfig, PagesConfig, WebServerConfig
 from gatepost.config.mail import LANGUAGES
 from gatepost.pages.states import STATES
 from gatepost.postgres.database import Dsn
@@ -23,6 +24,7 @@ from tests.conftest import PASSWORD, Client, StartServer, register, rows, with_m
 from tests.received_mail import Folder
 from tests.test_browser import CHROMIUM, pytestmark  # noqa: F401 (the same condition)
 from tests.test_factors import grow_stale
+from tests.test_forward_auth import PROXIES, Backend, free_port, running, served
 
 NEW_PASSWORD = "another horse battery staple"
 ORIGIN = "http://localhost:4321"
@@ -451,3 +453,77 @@ async def test_every_page_can_be_used_by_everybody(site: Site, language: str) ->
             width = await page.evaluate("document.scrollingElement.scrollWidth")
             assert width <= 320, (name, width)
         await page.context.close()
+
+
+# ------------------------------------------------------------------------------ one domain, many applications
+
+APP = "http://app.localhost"
+AUTH = "http://auth.app.localhost"
+
+
+@pytest.mark.parametrize("name", PROXIES)
+async def test_a_person_gets_through_a_proxy_and_back_to_the_very_address(
+    config: Config, start_server: StartServer, dsn: Dsn, tmp_path: Path, name: str
+) -> None:
+    """The files that ship, for `app.localhost`: Chromium takes cookies that are `Secure` from there without TLS."""
+    changes = {
+        "webserver": WebServerConfig(port=0, public_url=AUTH, trusted_proxies=["127.0.0.1"]),
+        "cookies": CookiesConfig(domain="app.localhost"),
+        "pages": PagesConfig(return_to=[APP]),
+    }
+    client = await start_server(config.model_copy(update=changes))
+    await register(client, "ada")
+    await register(client, "bob")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{staff}', epoch = epoch + 1 WHERE username = 'bob' RETURNING 1")
+    backend = Backend()
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(free_port())
+        async with served(backend.handle) as backend.port:
+            assert client.port is not None
+            command = PROXIES[name](tmp_path, port, client.port, backend.port, app="app.localhost")
+            stack.enter_context(running(command, tmp_path, port))
+            rules = f"MAP app.localhost:80 127.0.0.1:{port}, MAP auth.app.localhost:80 127.0.0.1:{port}"
+            async with async_playwright() as playwright:
+                expect.set_options(60_000)
+                args = ["--no-sandbox", f"--host-resolver-rules={rules}"]
+                browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+                page = await browser.new_page()
+                await go_through(page, backend)
+                await browser.close()
+
+
+async def go_through(page: Page, backend: Backend) -> None:
+    await page.goto(f"{APP}/staff/list?a=b&c=%C3%A4&d=1+2")
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert page.url.startswith(f"{AUTH}/sign-in?")
+    assert backend.seen == []
+    await page.fill("#username", "ada")
+    await page.fill("#password", PASSWORD)
+    await press(page, "Sign in")
+    await expect(page.get_by_role("heading", name="This is not for you")).to_be_visible()
+    await expect(page.get_by_text("What you asked for is for those with the role “staff”.")).to_be_visible()
+    assert backend.seen == []
+    await page.get_by_role("link", name="Sign in as somebody else").click()
+    await page.fill("#username", "bob")
+    await page.fill("#password", PASSWORD)
+    await press(page, "Sign in")
+    await expect(page.locator("body")).to_have_text("from the backend")
+    assert page.url == f"{APP}/staff/list?a=b&c=%C3%A4&d=1+2"
+    assert backend.seen[0].target == "/staff/list?a=b&c=%C3%A4&d=1+2"
+    assert backend.seen[0].of_gatepost()["remote-user"] == "bob"
+    (cookie,) = await page.context.cookies()
+    assert (cookie["name"], cookie["domain"], cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (
+        "__Secure-session",
+        ".app.localhost",
+        True,
+        True,
+        "Lax",
+    )
+    # A script of the application is not sent to a page that it could not read.
+    assert await page.evaluate("fetch('/staff/x', {credentials: 'omit'}).then(answer => answer.status)") == 401
+    await page.goto(f"{AUTH}/sign-out")
+    await press(page, "Sign out")
+    await page.goto(f"{APP}/staff/list")
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    for path in ("/admin/users", "/operator", "/metrics", "/health/live", "/authz/forward"):
+        assert await page.evaluate("path => fetch(path).then(answer => answer.status)", path) == 404

@@ -11,6 +11,7 @@ from gatepost.config.pages import PagesConfig
 from gatepost.config.reading import ConfigError
 from gatepost.config.sections import (
     AccountsConfig,
+    CookiesConfig,
     DbConfig,
     EventsConfig,
     LogConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "AccountsConfig",
     "Config",
     "ConfigError",
+    "CookiesConfig",
     "DbConfig",
     "EventsConfig",
     "FactorsConfig",

@@ -14,6 +14,7 @@ from gatepost.config.mail import MailConfig
 from gatepost.config.pages import PagesConfig
 from gatepost.config.sections import (
     AccountsConfig,
+    CookiesConfig,
     DbConfig,
     EventsConfig,
     LogConfig,
@@ -64,6 +65,7 @@ class Config(BaseSettings):
     accounts: Annotated[AccountsConfig, BeforeValidator(_sections_only)] = AccountsConfig()
     passwords: Annotated[PasswordsConfig, BeforeValidator(_sections_only)] = PasswordsConfig()
     sessions: Annotated[SessionsConfig, BeforeValidator(_sections_only)] = SessionsConfig()
+    cookies: Annotated[CookiesConfig, BeforeValidator(_sections_only)] = CookiesConfig()
     throttle: Annotated[ThrottleConfig, BeforeValidator(_sections_only)] = ThrottleConfig()
     mail: Annotated[MailConfig, BeforeValidator(_sections_only)] = MailConfig()
     factors: Annotated[FactorsConfig, BeforeValidator(_sections_only)] = FactorsConfig()
@@ -102,6 +104,13 @@ class Config(BaseSettings):
             domain = domain or host  # that of the first
             if host != domain and not host.endswith("." + domain):
                 raise ValueError(f"passkeys of {domain} cannot be used on {origin}: see factors.relying_party")
+        return self
+
+    @model_validator(mode="after")
+    def _sign_in_is_in_the_domain_of_cookies(self) -> Self:
+        host = urlsplit(self.webserver.public_url or "").hostname or ""
+        if self.cookies.domain and not self.cookies.domain_for(host):
+            raise ValueError(f"cookies.domain is {self.cookies.domain}, so webserver.public_url must be a host in it")
         return self
 
     @property

@@ -250,6 +250,21 @@ class SessionsConfig(Section):
     )
 
 
+class CookiesConfig(Section):
+    """The cookie that holds a session in a browser."""
+
+    domain: HostName | None = Field(
+        None,
+        pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)+$",
+        description="Domain (`example.com`) whose hosts all share the session, if `webserver.public_url` is one of "
+        "them. Default: the cookie is for one host alone, which is safer.",
+    )
+
+    def domain_for(self, host: str) -> str | None:
+        """The domain, for a host that is in it."""
+        return self.domain if self.domain and f".{host}".endswith(f".{self.domain}") else None
+
+
 class EventsConfig(Section):
     """The record of what happened."""
 

@@ -15,10 +15,12 @@ from gatepost.errors import (
     ForeignOrigin,
     Unauthorized,
 )
+from gatepost.forward_auth.people import way_out
 from gatepost.http.body import read_query
 from gatepost.http.operation import operation
 from gatepost.http.tokens import Asked
 from gatepost.sessions.guard import caller
+from gatepost.sessions.session import Session
 
 # A path that a proxy and the service behind it could read in different ways (RFC 3986 §6.2.2): dot segments, two
 # slashes, a backslash, what stands for one of them or for a control character, once encoded or twice.
@@ -47,6 +49,11 @@ class Demand(BaseModel):
     fresh: int | None = Field(
         None, ge=1, le=10**9, description="Seconds in which the user must have signed in, or confirmed who it is."
     )
+    sign_in: Literal["redirect", "location"] | None = Field(
+        None,
+        description="Send a browser that asks for a page to the page that helps: `redirect` answers 303; `location` "
+        "names it in `Location`, beside the 401 or 403 that nginx needs.",
+    )
 
 
 @operation(
@@ -54,6 +61,7 @@ class Demand(BaseModel):
     query=Demand,
     problems=(Unauthorized, Forbidden, FactorRequired, ConfirmationRequired, AmbiguousPath, ForeignOrigin),
     check=True,
+    redirect="With `sign_in=redirect`, for a browser that asks for a page: where its user can do what is missing.",
 )
 async def forward(request: web.Request) -> web.Response:
     """Say whose session a proxied request carries, in headers for the service behind the proxy.
@@ -64,15 +72,16 @@ async def forward(request: web.Request) -> web.Response:
     """
     demand = read_query(request, Demand)
     _refuse_ambiguous_paths(request)
-    session = await caller(request, _asked(request))
-    if session is None:
-        raise Unauthorized  # never 429: to nginx that is an error, to its client 500
-    if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):
-        raise Forbidden
-    if demand.factors == "2" and not session.two_factors:
-        raise FactorRequired("This place takes a session of two factors: add a second factor, and sign in with it.")
-    if demand.fresh is not None and session.confirmed_ago > demand.fresh:
-        raise ConfirmationRequired
+    try:
+        session = await _permitted(request, demand)
+    except (Unauthorized, Forbidden) as refusal:
+        page = way_out(request, refusal, _asked(request), demand.role) if demand.sign_in else None
+        if page is None:
+            raise
+        if demand.sign_in == "redirect":
+            return web.Response(status=303, headers={hdrs.LOCATION: page})
+        refusal.headers = {**refusal.headers, hdrs.LOCATION: page}
+        raise
     return web.Response(
         headers={
             "Remote-User": quote(session.canonical, safe=_NAME),
@@ -82,6 +91,20 @@ async def forward(request: web.Request) -> web.Response:
             "Remote-Session": session.handle,
         }
     )
+
+
+async def _permitted(request: web.Request, demand: Demand) -> Session:
+    """The session, if it is one that the proxy demands. Raises Unauthorized, Forbidden, DatabaseUnavailable."""
+    session = await caller(request, _asked(request))
+    if session is None:
+        raise Unauthorized  # never 429: to nginx that is an error, to its client 500
+    if demand.role is not None and set(session.roles).isdisjoint(demand.role.split(",")):
+        raise Forbidden
+    if demand.factors == "2" and not session.two_factors:
+        raise FactorRequired("This place takes a session of two factors: add a second factor, and sign in with it.")
+    if demand.fresh is not None and session.confirmed_ago > demand.fresh:
+        raise ConfirmationRequired
+    return session
 
 
 def _refuse_ambiguous_paths(request: web.Request) -> None:

@@ -16,6 +16,7 @@ class Operation:
     """``answer``: the TypedDict of a good answer, None for an empty body. ``problems``: those this handler raises
     by itself; what reading a body, a token or the database can raise is known without being said. ``event``: the kind
     of event that a good answer has recorded. ``check``: asked so often that a line for each would drown all others.
+    ``redirect``: where and when it leads elsewhere (303).
     """
 
     answer: type[Any] | None
@@ -27,6 +28,7 @@ class Operation:
     media_type: str = "application/json"
     event: str | None = None
     check: bool = False
+    redirect: str | None = None
 
 
 def operation(  # noqa: PLR0913 (the fields of a note, by name)
@@ -40,11 +42,12 @@ def operation(  # noqa: PLR0913 (the fields of a note, by name)
     media_type: str = "application/json",
     event: str | None = None,
     check: bool = False,
+    redirect: str | None = None,
 ) -> Callable[[HandlerT], HandlerT]:
     """Note an `Operation` on a handler; its docstring is the summary."""
 
     def note(handler: HandlerT) -> HandlerT:
-        noted = Operation(answer, status, body, query, problems, any_content_type, media_type, event, check)
+        noted = Operation(answer, status, body, query, problems, any_content_type, media_type, event, check, redirect)
         handler.__operation__ = noted  # type: ignore[attr-defined]
         return handler
 

@@ -16,13 +16,13 @@ _AUTHORIZATION = re.compile(rf"(?:[Bb][Ee][Aa][Rr][Ee][Rr] +)?({_TOKEN.pattern})
 # The __Host- prefix binds the cookie to this very host over TLS. Without TLS, on the developer's own machine,
 # browsers do not take it; there and only there it has a plain name.
 _COOKIE = "__Host-session"
+# With `cookies.domain`, for every host in it; the prefix still binds it to TLS.
+_SHARED_COOKIE = "__Secure-session"
 _LOCAL_COOKIE = "session"
 _LOCAL_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.ASCII)
 # Pairs of these names as RFC 6265 §5.2 splits them. The expression passes over all others: a megabyte of pairs took
 # 200 ms to split (measured).
-_SESSION_COOKIES = re.compile(
-    rf"(?:\A|;)[ \t]*({re.escape(_COOKIE)}|{re.escape(_LOCAL_COOKIE)})(=[^;]*|[ \t]*)(?=;|\Z)"
-)
+_SESSION_COOKIES = re.compile(rf"(?:\A|;)[ \t]*({_COOKIE}|{_SHARED_COOKIE}|{_LOCAL_COOKIE})(=[^;]*|[ \t]*)(?=;|\Z)")
 # Characters of all Cookie headers together: a browser sends one header (RFC 6265 §5.4), which aiohttp bounds at 8 KB;
 # a proxy that comes from HTTP/2 may leave several. More than that is read as no cookie.
 _MAX_COOKIES = 16 * 1024
@@ -75,7 +75,8 @@ def _session_cookie(request: web.Request, host: str) -> tuple[str, str] | None:
         return None
     for name, value in _SESSION_COOKIES.findall(cookies):
         given.setdefault(name, set()).add(value[1:].rstrip(" \t"))
-    names = (_COOKIE, _LOCAL_COOKIE) if _is_local(request, host) else (_COOKIE,)
+    secure = _SHARED_COOKIE if _domain(request, host) else _COOKIE
+    names = (secure, _LOCAL_COOKIE) if _is_local(request, host) else (secure,)
     for name in names:
         if values := given.get(name):
             value = values.pop()
@@ -108,8 +109,12 @@ def is_from_a_page(request: web.Request) -> bool:
 
 def set_session_cookie(request: web.Request, response: web.Response, token: str) -> None:
     """Give the token to a browser, where no script can read it."""
-    name = _LOCAL_COOKIE if _is_local(request, _host(request)) else _COOKIE
-    response.set_cookie(name, token, path="/", httponly=True, secure=name == _COOKIE, samesite="Lax")
+    host = _host(request)
+    domain = _domain(request, host)
+    name = _LOCAL_COOKIE if _is_local(request, host) else _SHARED_COOKIE if domain else _COOKIE
+    response.set_cookie(
+        name, token, domain=domain, path="/", httponly=True, secure=name != _LOCAL_COOKIE, samesite="Lax"
+    )
 
 
 def has_session_cookie(request: web.Request) -> bool:
@@ -120,13 +125,22 @@ def has_session_cookie(request: web.Request) -> bool:
 
 def drop_session_cookie(request: web.Request, response: web.Response) -> None:
     """Take the cookie back, if it holds the token that this request speaks with."""
-    cookie = _session_cookie(request, _host(request))
+    host = _host(request)
+    cookie = _session_cookie(request, host)
     if cookie and cookie[1] == session_token(request):
-        response.del_cookie(cookie[0], path="/", httponly=True, secure=cookie[0] == _COOKIE, samesite="Lax")
+        name, domain = cookie[0], _domain(request, host)
+        response.del_cookie(
+            name, domain=domain, path="/", httponly=True, secure=name != _LOCAL_COOKIE, samesite="Lax"
+        )
 
 
 def _host(request: web.Request) -> str:
     return request.headers.get(hdrs.HOST, "")
+
+
+def _domain(request: web.Request, host: str) -> str | None:
+    """The domain whose hosts share the cookie, if there is one and this host is in it."""
+    return request.app[CONFIG].cookies.domain_for(host.rpartition(":")[0].lower() if ":" in host else host.lower())
 
 
 def _is_local(request: web.Request, host: str) -> bool:

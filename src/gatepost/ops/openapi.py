@@ -59,6 +59,7 @@ _HEADERS: dict[str, Json] = {
         "description": "The connection ends with this answer.",
         "schema": {"type": "string", "const": "close"},
     },
+    "Location": {"description": "Where it goes on.", "schema": {"type": "string", "format": "uri-reference"}},
     "RateLimit": {
         "description": "The limit that is used up, and the seconds until the next attempt (IETF draft).",
         "schema": {"type": "string"},
@@ -216,6 +217,7 @@ def _operation(path: str, method: str, handler: Handler, note: Operation, compon
     by_status = sorted({refusal.status for refusal in refusals})
     operation["responses"] = {
         str(note.status): _answered(note, components),
+        **({"303": _redirected(note.redirect)} if note.redirect else {}),
         **{str(status): _refused((r for r in refusals if r.status == status), components) for status in by_status},
     }
     operation["security"] = [{name: [role] if role else []} for name in _SECURITY] if has_token else []
@@ -243,6 +245,10 @@ def _answered(note: Operation, components: _Components) -> Json:
     if note.answer:
         response["content"] = {note.media_type: {"schema": components.of[note.answer]}}
     return response
+
+
+def _redirected(where: str) -> Json:
+    return {"description": where, "headers": _headers(hdrs.LOCATION)}
 
 
 def _refused(refusals: Iterable[Refusal], components: _Components) -> Json:

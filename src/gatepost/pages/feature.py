@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from gatepost.http.feature import Feature, Parts
-from gatepost.pages import account, assets, gallery, recover, sign_in, sign_up
+from gatepost.pages import account, assets, gallery, recover, sign_in, sign_up, turned_away
 from gatepost.pages.assets import ASSETS
 from gatepost.pages.page import PAGES, Pages
 from gatepost.pages.states import STATES
@@ -29,6 +29,7 @@ FEATURE = Feature(
         *sign_in.routes,
         *sign_up.routes,
         *recover.routes,
+        *turned_away.routes,
         *account.routes,
         *gallery.routes,
         web.get("/assets/{name}", assets.asset),

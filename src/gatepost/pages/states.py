@@ -63,6 +63,8 @@ STATES: dict[str, State] = {
     "new-password": ("new_password.html", {"notice": "code_sent", "form": {"identifier": "ada"}}),
     "undo": ("undo.html", {}),
     "sign-out": ("sign_out.html", {"session": _ADA}),
+    "forbidden": ("forbidden.html", {"session": _ADA, "roles": ["staff"]}),
+    "forbidden-roles": ("forbidden.html", {"session": _ADA, "roles": ["staff", "owner"]}),
     "problem": ("problem.html", {"problem": "There is no such page."}),
     "account": (
         "account/overview.html",

@@ -7,12 +7,11 @@ from typing import Any
 from aiohttp import web
 
 from gatepost.errors import ConfirmationRequired, Problem, Unauthorized
-from gatepost.factors import passkey_queries, proving, queries
-from gatepost.http.app import DATABASE, Handler
+from gatepost.http.app import Handler
 from gatepost.http.body import GIVEN
+from gatepost.pages.confirmation import ask_for_confirmation, confirm
 from gatepost.pages.forms import Answer, Form, ask, read_form
 from gatepost.pages.page import go, show, show_problems_on, signed_in
-from gatepost.pages.sign_in import credential
 from gatepost.sessions.session import Session
 
 Shown = dict[str, Any]
@@ -77,17 +76,14 @@ class Act:
             form = await read_form(request)
             shown = {name: form[name] for name in self.fields if name in form}
             again = {"action": request.path, "kept": shown, "secret": self.secret}
-            if proof := _proof(form):
-                about = {"invalid_code": f"confirm_{next(iter(proof))}", "wrong_password": "confirm_password"}
-                await _show_confirmation(request, session, again, about)
-                await ask(request, proving.confirm_session, **proof)
+            await confirm(request, session, form, again)
             try:
                 if self.download:
                     request[GIVEN] = {}
                     return await self.handler(request)
                 answer = await ask(request, self.handler, **self._given(form))
             except ConfirmationRequired:
-                await _show_confirmation(request, session, again)
+                await ask_for_confirmation(request, session, again)
                 raise
             except Unauthorized:
                 raise
@@ -110,30 +106,3 @@ class Act:
         response = go(f"{self.to or self.page.path}?done={self.done}")
         answer.give_cookies(response)
         return response
-
-
-def _proof(form: Form) -> dict[str, Any]:
-    """What the form says to confirm who it is, in the terms of the API; nothing for a form that does not."""
-    given = {name: form.get(f"confirm_{name}", "") for name in ("password", "totp", "recovery_code", "passkey")}
-    proof: dict[str, Any] = {
-        name: text if name == "password" else text.strip() for name, text in given.items() if text
-    }
-    if "passkey" in proof:
-        proof["passkey"] = credential(given["passkey"])
-    return proof
-
-
-async def _show_confirmation(
-    request: web.Request, session: Session, again: Shown, about: Mapping[str, str] | None = None
-) -> None:
-    """Let a confirmation be asked for: by the password, or by a second factor where there is one."""
-    database = request.app[DATABASE]
-    found = await database.read(queries.factors_of, session.user_id)
-    passkeys = await database.read(passkey_queries.passkeys_of, session.user_id)
-    confirmed = any(factor["confirmed_at"] for factor in found.factors)
-    methods = [
-        *(["totp"] if confirmed else []),
-        *(["passkey"] if passkeys else []),
-        *(["recovery_code"] if found.recovery_codes and (confirmed or passkeys) else []),
-    ] or ["password"]
-    show_problems_on(request, "confirm.html", about=about, session=session, methods=methods, **again)
