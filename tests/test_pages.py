@@ -19,6 +19,7 @@ from gatepost.config.mail import LANGUAGES
 from gatepost.pages import return_to
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.assets import readable_on
+from gatepost.pages.operator.events import KINDS
 from gatepost.pages.states import STATES
 from gatepost.routes import FEATURES, OPERATOR_PAGES, PUBLIC_PAGES
 from gatepost.server import WebServer
@@ -277,6 +278,7 @@ def test_every_text_is_translated(language: str) -> None:
 def test_every_event_of_a_user_has_words() -> None:
     kinds = {kind for feature in FEATURES for kind in feature.events}
     assert set(SAID) == kinds - {"service_added", "service_revoked", "user_deleted"}
+    assert kinds == KINDS
 
 
 async def test_a_page_speaks_the_language_that_the_browser_asks_for(client: Client) -> None:

@@ -33,7 +33,7 @@ class Page:
         self.tree: ET.Element = html5lib.parse(html, namespaceHTMLElements=False)
 
     def all(self, tag: str) -> list[ET.Element]:
-        return list(self.tree.iter(tag))
+        return [each for each in self.tree.iter() if str(each.tag).rpartition("}")[2] == tag]
 
     def text_of(self, tag: str, **attributes: str) -> list[str]:
         found = (each for each in self.tree.iter(tag) if attributes.items() <= each.attrib.items())
@@ -86,6 +86,7 @@ class Visitor:
     async def _ask(self, method: str, path: str, headers: dict[str, str], fields: dict[str, str] | None) -> Page:
         for _ in range(5):
             cookie = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
+            self.client.session.cookie_jar.clear()  # which all visitors of a client would share
             answer = await self.client.request(
                 method,
                 path,

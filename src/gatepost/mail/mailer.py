@@ -38,6 +38,11 @@ class Mailer:
         """The language of mail that this request causes."""
         return preferred(request.headers.get(hdrs.ACCEPT_LANGUAGE, "")[:256], self._default)
 
+    @property
+    def backlog(self) -> tuple[int, float]:
+        """How many mails wait in the outbox, and since how many seconds the oldest does."""
+        return (self._sender.waiting, self._sender.oldest) if self._sender else (0, 0.0)
+
     def wake(self) -> None:
         """There is something in the outbox."""
         if self._sender is not None:

@@ -3,25 +3,31 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 from aiohttp import web
 
-from gatepost.http.feature import Feature, Parts
-from gatepost.pages import account, assets, gallery, recover, sign_in, sign_up, turned_away
+from gatepost.http.feature import SWEEP, Feature, Parts
+from gatepost.pages import account, assets, gallery, operator, recover, sign_in, sign_up, turned_away
 from gatepost.pages.assets import ASSETS
+from gatepost.pages.operator.queries import count_all
 from gatepost.pages.page import PAGES, Pages
 from gatepost.pages.states import STATES
+from gatepost.process.periodic import every
 
 
 @contextlib.asynccontextmanager
 async def _open(parts: Parts) -> AsyncIterator[None]:
-    if parts.config.pages.enabled:
-        pages = await Pages.open(parts.config)
-        if parts.config.pages.templates:
-            await asyncio.to_thread(pages.try_templates, parts.config.pages.templates, STATES)
-        parts.share(PAGES, pages)
-        parts.share(ASSETS, pages.assets)
-    yield
+    if not parts.config.pages.enabled:
+        yield
+        return
+    pages = await Pages.open(parts.config)
+    if parts.config.pages.templates:
+        await asyncio.to_thread(pages.try_templates, parts.config.pages.templates, STATES)
+    parts.share(PAGES, pages)
+    parts.share(ASSETS, pages.assets)
+    async with every(SWEEP, partial(count_all, parts.database)):
+        yield
 
 
 FEATURE = Feature(
@@ -34,5 +40,6 @@ FEATURE = Feature(
         *gallery.routes,
         web.get("/assets/{name}", assets.asset),
     ],
+    operator_pages=operator.routes,
     open=_open,
 )

@@ -187,6 +187,13 @@ def show_problems_on(
     request[RENDERER] = render
 
 
+def told(request: web.Request, problem: Problem) -> dict[str, Any]:
+    """What a page shows of a problem for which it is shown all the same."""
+    words = request.app[PAGES].words(request)
+    said = {"problem": sentence(problem, words), "errors": at_fields(problem, words, request.app[CONFIG], {})}
+    return {**said, "status": problem.status}
+
+
 def go(target: str) -> web.Response:
     """Send the browser to another page."""
     return web.Response(status=303, headers={hdrs.LOCATION: target})
@@ -216,25 +223,35 @@ async def visitor(request: web.Request) -> Session | None:
     return session
 
 
-def signed_in(handler: GuardedHandler) -> Handler:
-    """A page of whoever is signed in; anybody else is sent to sign in first, and comes back."""
+def signed_in(role: str | None = None) -> Callable[[GuardedHandler], Handler]:
+    """A page of whoever is signed in, and has ``role``; anybody else is sent to sign in first, and comes back."""
 
-    @wraps(handler)
-    async def of_a_user(request: web.Request) -> web.StreamResponse:
-        session = await visitor(request)
-        if session is None:
-            return _to_sign_in(request)
-        if session.restricted and not request.path.startswith(FIRST_FACTOR):
-            return go(FIRST_FACTOR)
-        show_problems_on(request, "problem.html", session=session)
-        try:
-            return await handler(request, session)
-        except Unauthorized:  # the session has ended meanwhile
-            return _to_sign_in(request)
+    def for_users(handler: GuardedHandler) -> Handler:
+        @wraps(handler)
+        async def of_a_user(request: web.Request) -> web.StreamResponse:
+            session = await visitor(request)
+            if session is None:
+                return _to_sign_in(request)
+            if session.restricted and not request.path.startswith(FIRST_FACTOR):
+                return go(FIRST_FACTOR)
+            if role is not None and role not in session.roles:
+                back = {"return_to": _back(request)}
+                return show(request, "forbidden.html", status=403, session=session, roles=[role], form=back)
+            show_problems_on(request, "problem.html", session=session)
+            try:
+                return await handler(request, session)
+            except Unauthorized:  # the session has ended meanwhile
+                return _to_sign_in(request)
 
-    return page(of_a_user)
+        return page(of_a_user)
+
+    return for_users
 
 
 def _to_sign_in(request: web.Request) -> web.Response:
-    back = request.raw_path if request.method in (hdrs.METH_GET, hdrs.METH_HEAD) else request.path
-    return go("/sign-in?return_to=" + quote(back, safe="/"))
+    return go("/sign-in?return_to=" + quote(_back(request), safe="/"))
+
+
+def _back(request: web.Request) -> str:
+    """Where this page is seen again: a form's own path is no page."""
+    return request.raw_path if request.method in (hdrs.METH_GET, hdrs.METH_HEAD) else request.path

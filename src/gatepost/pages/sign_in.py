@@ -137,7 +137,7 @@ def _signed_in(form: Form, answer: Answer) -> web.Response:
     return response
 
 
-@signed_in
+@signed_in()
 async def show_sign_out(request: web.Request, session: Session) -> web.Response:
     """The page on which one signs out: a link alone must not do it, since any site can have one followed."""
     return show(request, "sign_out.html", session=session)

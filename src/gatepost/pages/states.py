@@ -1,7 +1,10 @@
 """Each page in each of its states: what `/gallery` shows, and what the operator's templates are tried with."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from gatepost.pages.operator.charts import Chart, chart
 
 State = tuple[str, Mapping[str, Any]]
 
@@ -23,6 +26,39 @@ class _Visitor:
 
 
 _ADA = _Visitor("ada", "editor")
+_OPERATOR = _Visitor("grace", "admin")
+_SESSION = {"handle": _ID, "user_agent": "a", "ip": "203.0.113.7", "last_seen_at": _NOW, "created_at": _THEN}
+_USER = {
+    "id": _ID,
+    "username": _LONG,
+    "roles": ["editor", "staff"],
+    "created_at": _THEN,
+    "disabled_at": _NOW,
+    "has_password": False,
+    "emails": [{"address": "ada@example.org", "verified": False, "primary": True}],
+}
+_FACTORS = {
+    "factors": [{"name": "Phone", "created_at": _THEN}],
+    "passkeys": [{"name": "Laptop", "created_at": _THEN}],
+}
+_OF_USER = {
+    "session": _OPERATOR,
+    "path": f"/operator/users/{_ID}",
+    "profile_text": '{"theme": "dark"}',
+    "devices": {"a": "Firefox · Linux"},
+}
+
+
+def _chart(series: int) -> Chart:
+    begin = datetime(2026, 11, 28, tzinfo=UTC)
+    step = timedelta(hours=1)
+    return chart(
+        [{begin + step * hour: hour * (number + 3) % 11 for hour in range(24)} for number in range(series)],
+        begin,
+        step,
+        24,
+    )
+
 
 STATES: dict[str, State] = {
     "sign-in": ("sign_in.html", _WAYS),
@@ -228,6 +264,87 @@ STATES: dict[str, State] = {
             "methods": ["password"],
             "problem": "The current password is wrong.",
             "errors": {"confirm_password": "The current password is wrong."},
+        },
+    ),
+    "overview": (
+        "operator/overview.html",
+        {
+            "session": _OPERATOR,
+            "path": "/operator",
+            "wrong": [],
+            "numbers": {"live_sessions": 1204, "users": 5310, "hashes": 0, "mails": 2},
+            "spans": [
+                {"title": title, "logins": _chart(2), "throttled": _chart(1), "new": _chart(1)}
+                for title in ("The last hour", "The last day", "The last month")
+            ],
+        },
+    ),
+    "overview-wrong": (
+        "operator/overview.html",
+        {
+            "session": _OPERATOR,
+            "path": "/operator",
+            "wrong": ["Mail has been waiting for more than ten minutes."],
+            "numbers": {"live_sessions": 0, "users": 0, "hashes": 100, "mails": 4000},
+            "spans": [],
+        },
+    ),
+    "users": (
+        "operator/users.html",
+        {"session": _OPERATOR, "path": "/operator/users", "asked": {"prefix": "a"}, "next": "x", "users": [_USER]},
+    ),
+    "users-none": (
+        "operator/users.html",
+        {"session": _OPERATOR, "path": "/operator/users", "asked": {}, "next": None, "users": []},
+    ),
+    "new-user": ("operator/new_user.html", {"session": _OPERATOR, "path": "/operator/new-user"}),
+    "user": ("operator/user.html", {**_OF_USER, "user": _USER, "factors": _FACTORS, "sessions": [_SESSION]}),
+    "user-plain": (
+        "operator/user.html",
+        {
+            **_OF_USER,
+            "user": {
+                **_USER,
+                "username": "عائشة",
+                "disabled_at": None,
+                "emails": [],
+                "roles": [],
+                "has_password": True,
+            },
+            "factors": {"factors": [], "passkeys": []},
+            "sessions": [],
+            "problem": "Please look at what is marked below.",
+            "errors": {"profile": "This cannot be used here."},
+        },
+    ),
+    "user-code": (
+        "operator/code.html",
+        {
+            "session": _OPERATOR,
+            "path": f"/operator/users/{_ID}/reset",
+            "answer": {"reset": {"code": "0123456789abcdef" * 2, "expires_at": _NOW}},
+        },
+    ),
+    "events": (
+        "operator/events.html",
+        {
+            "session": _OPERATOR,
+            "path": "/operator/events",
+            "asked": {"kind": "authn_login_fail"},
+            "kinds": ["authn_login_fail", "authn_login_success"],
+            "next": "x",
+            "devices": {"a": "Firefox · Linux"},
+            "events": [
+                {
+                    "at": _NOW,
+                    "kind": "authn_login_fail",
+                    "ip": "203.0.113.7",
+                    "user_agent": "a",
+                    "user_id": _ID,
+                    "detail": {"reason": "wrong_password"},
+                },
+                {"at": _THEN, "kind": "service_added", "ip": None, "user_agent": None, "user_id": None, "detail": {}},
+            ],
         },
     ),
 }

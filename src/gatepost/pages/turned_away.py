@@ -19,7 +19,7 @@ def _target(request: web.Request, asked: str) -> str:
     return return_to.safe(asked, request.app[CONFIG].pages.return_to)
 
 
-@signed_in
+@signed_in()
 async def forbidden(request: web.Request, session: Session) -> web.Response:
     """Say which role is missing, and offer to sign in as somebody else."""
     roles = request.query.get("role", "")[:MAX_ROLES].split(",")
@@ -27,14 +27,14 @@ async def forbidden(request: web.Request, session: Session) -> web.Response:
     return show(request, "forbidden.html", status=403, session=session, roles=list(filter(None, roles)), form=form)
 
 
-@signed_in
+@signed_in()
 async def show_confirm(request: web.Request, session: Session) -> web.Response:
     """Ask for a confirmation that it is still the same person."""
     await ask_for_confirmation(request, session, _again(_target(request, request.query.get("return_to", ""))))
     raise ConfirmationRequired
 
 
-@signed_in
+@signed_in()
 async def take_confirmation(request: web.Request, session: Session) -> web.Response:
     """Confirm it, and go back."""
     form = await read_form(request)

@@ -11,6 +11,8 @@ __all__ = [
     "codes",
     "deployment_keys",
     "emails",
+    "event_counts",
+    "event_counts_until",
     "events",
     "known_places",
     "metadata",
@@ -235,6 +237,26 @@ events = sa.Table(
     sa.Index(None, "kind", "id"),
     sa.Index(None, "actor_id", "id", postgresql_where=sa.text("actor_id IS NOT NULL")),
     sa.Index(None, "at"),
+)
+
+# How many events of each kind there were, by minute and by hour: a month of events is too much to count when asked.
+event_counts = sa.Table(
+    "event_counts",
+    metadata,
+    sa.Column("span", sa.Text, primary_key=True, nullable=False),
+    sa.Column("at", TIMESTAMP(timezone=True), primary_key=True, nullable=False),
+    sa.Column("kind", sa.Text, primary_key=True, nullable=False),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("span IN ('minute', 'hour')", name="span_known"),
+)
+
+# Until when they are counted: one row, whose lock is the right to count on.
+event_counts_until = sa.Table(
+    "event_counts_until",
+    metadata,
+    sa.Column("singleton", sa.Boolean, primary_key=True, nullable=False, server_default=sa.text("true")),
+    sa.Column("at", TIMESTAMP(timezone=True), nullable=False),
+    sa.CheckConstraint("singleton", name="only_one"),
 )
 
 # Secrets that all nodes of one deployment share and nobody else knows.

@@ -7,8 +7,8 @@ from aiohttp import web
 from gatepost.admin import cursor, events_queries
 from gatepost.errors import InvalidBody
 from gatepost.http.app import DATABASE
-from gatepost.pages.account.acting import Page, Shown
 from gatepost.pages.account.devices import devices
+from gatepost.pages.acting import Page, Shown
 from gatepost.pages.wording import N_
 from gatepost.sessions.session import Session, timestamp
 

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from gatepost.http.app import CONFIG, DATABASE
 from gatepost.mail import handlers, queries
-from gatepost.pages.account.acting import Act, Page, Shown
+from gatepost.pages.acting import Act, Page, Shown
 from gatepost.sessions.session import Session
 
 

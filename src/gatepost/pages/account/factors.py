@@ -7,7 +7,7 @@ from aiohttp import web
 from gatepost.factors import handlers, passkey_handlers, passkey_queries, queries
 from gatepost.factors.parts import PASSKEYS
 from gatepost.http.app import DATABASE
-from gatepost.pages.account.acting import Act, Page, Shown
+from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form
 from gatepost.pages.sign_in import credential
 from gatepost.sessions.session import Session

@@ -8,7 +8,7 @@ from gatepost.accounts import export_handlers, queries
 from gatepost.accounts import handlers as accounts
 from gatepost.errors import Unauthorized
 from gatepost.http.app import DATABASE
-from gatepost.pages.account.acting import Act, Page, Shown
+from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form
 from gatepost.sessions.session import Session, timestamp
 

@@ -3,8 +3,8 @@
 from aiohttp import web
 
 from gatepost.http.app import CONFIG, DATABASE
-from gatepost.pages.account.acting import Act, Page, Shown
 from gatepost.pages.account.devices import devices
+from gatepost.pages.acting import Act, Page, Shown
 from gatepost.sessions import own, queries
 from gatepost.sessions.session import Session
 

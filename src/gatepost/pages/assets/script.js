@@ -98,6 +98,27 @@ for (const button of document.querySelectorAll("[data-print]")) {
   button.addEventListener("click", () => print());
 }
 
+// The list of events is read anew, as the page has it, for as long as somebody follows it.
+const follow = document.querySelector("[data-follow]");
+if (follow) {
+  let timer;
+  follow.hidden = false;
+  const read = async () => {
+    const answer = await fetch(location.href).catch(() => undefined);
+    if (answer?.ok) {
+      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      document.getElementById("events").replaceWith(page.getElementById("events"));
+    }
+    timer = setTimeout(read, 3000);
+  };
+  follow.addEventListener("click", () => {
+    const on = follow.getAttribute("aria-pressed") !== "true";
+    follow.setAttribute("aria-pressed", on);
+    clearTimeout(timer);
+    if (on) read();
+  });
+}
+
 for (const time of document.querySelectorAll("time[datetime]")) {
   const local = new Date(time.dateTime);
   time.title ||= local.toLocaleString(document.documentElement.lang);

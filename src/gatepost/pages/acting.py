@@ -1,4 +1,4 @@
-"""The forms of an account: each asks a handler of the API, and goes on after a confirmation that it is still you."""
+"""Pages and their forms: each asks a handler of the API, and goes on after a confirmation that it is still you."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,16 +25,17 @@ async def nothing(_request: web.Request, _session: Session) -> Shown:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of the account: its path, its template, and how what it shows is read."""
+    """A page of whoever is signed in: its path, its template, how what it shows is read, and for which role it is."""
 
     path: str
     template: str
     read: Read = nothing
+    role: str | None = None
 
     def route(self) -> web.RouteDef:
         """The route that shows it."""
 
-        @signed_in
+        @signed_in(self.role)
         async def show_page(request: web.Request, session: Session) -> web.Response:
             values = await self.read(request, session)
             return show(request, self.template, session=session, notice=request.query.get("done"), **values)
@@ -44,7 +45,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """A form on a page of the account.
+    """A form on a page.
 
     - ``handler``: of the API, which does what the form asks for.
     - ``fields``: those that it is given, by the name that it calls them; ``secret`` ones are never shown again.
@@ -71,7 +72,7 @@ class Act:
     def route(self) -> web.RouteDef:
         """The route that takes it."""
 
-        @signed_in
+        @signed_in(self.page.role)
         async def act(request: web.Request, session: Session) -> web.StreamResponse:
             form = await read_form(request)
             shown = {name: form[name] for name in self.fields if name in form}
@@ -103,6 +104,6 @@ class Act:
     def _done(self, request: web.Request, session: Session, answer: Answer) -> web.Response:
         if self.told and answer.document[self.told]:
             return show(request, self.answer, session=session, answer=answer.document)
-        response = go(f"{self.to or self.page.path}?done={self.done}")
+        response = go(f"{self.to or self.page.path}?done={self.done}".format(**request.match_info))
         answer.give_cookies(response)
         return response

@@ -1,0 +1,123 @@
+"""Counts of events, and the state of things, in SQL."""
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from gatepost.errors import NotPermitted
+from gatepost.postgres.database import Connection, Database, Statement
+
+# Seconds after which an event is surely there to be counted: a statement that records one has 1.8 seconds.
+SETTLED = 30
+# Seconds of events that one statement counts at most.
+STEP = 3600
+KEPT = {"minute": 3 * 3600, "hour": 62 * 86400}
+"""For how many seconds counts are kept."""
+
+# One node at a time: whoever finds the row locked leaves the counting to the other. Minutes are whole when they are
+# counted; hours grow.
+_COUNT = Statement("""
+    WITH step AS (
+        SELECT at AS since, least(
+            date_trunc('minute', clock_timestamp() - make_interval(secs => :settled), 'UTC'),
+            at + make_interval(secs => :step)) AS until
+        FROM gatepost.event_counts_until FOR UPDATE SKIP LOCKED
+    ), found AS (
+        SELECT date_trunc('minute', e.at, 'UTC') AS at, e.kind, count(*) AS count
+        FROM step JOIN gatepost.events e ON e.at >= step.since AND e.at < step.until
+        GROUP BY 1, 2
+    ), minutes AS (
+        INSERT INTO gatepost.event_counts (span, at, kind, count)
+        SELECT 'minute', at, kind, count FROM found
+        WHERE at > clock_timestamp() - make_interval(secs => :minutes_kept)
+        ON CONFLICT (span, at, kind) DO UPDATE SET count = excluded.count
+    ), hours AS (
+        INSERT INTO gatepost.event_counts (span, at, kind, count)
+        SELECT 'hour', date_trunc('hour', at, 'UTC'), kind, sum(count) FROM found GROUP BY 1, 2, 3
+        ON CONFLICT (span, at, kind) DO UPDATE SET count = event_counts.count + excluded.count
+    ), old AS (
+        DELETE FROM gatepost.event_counts
+        WHERE span = 'minute' AND at < clock_timestamp() - make_interval(secs => :minutes_kept)
+            OR span = 'hour' AND at < clock_timestamp() - make_interval(secs => :hours_kept)
+    )
+    UPDATE gatepost.event_counts_until u SET at = step.until FROM step WHERE step.until > step.since
+    RETURNING step.until < date_trunc('minute', clock_timestamp() - make_interval(secs => :settled), 'UTC')
+""")
+
+
+async def count_events(connection: Connection) -> bool:
+    """Count the events of the next hour that are not counted yet; whether there are more."""
+    row = await _COUNT.first(
+        connection, settled=SETTLED, step=STEP, minutes_kept=KEPT["minute"], hours_kept=KEPT["hour"]
+    )
+    return bool(row and row[0])
+
+
+async def count_all(database: Database) -> None:
+    """Count whatever is not counted yet, an hour in each statement. Does nothing where our role may not.
+
+    Raises DatabaseUnavailable.
+    """
+    with contextlib.suppress(NotPermitted):
+        while await database.write(count_events):
+            pass
+
+
+class Counted(NamedTuple):
+    """How many events of a kind there were in the time that begins with ``at``."""
+
+    at: datetime
+    kind: str
+    number: int
+
+
+# What is not counted yet is counted here, unless it is more than ten minutes: then somebody has to look why.
+_COUNTS = Statement("""
+    SELECT date_trunc(:unit, c.at, 'UTC'), c.kind, sum(c.count)::bigint
+    FROM (
+        SELECT at, kind, count FROM gatepost.event_counts
+        WHERE span = :span AND at >= :since AND kind = ANY (CAST(:kinds AS text[]))
+        UNION ALL
+        SELECT e.at, e.kind, 1 FROM gatepost.events e
+        WHERE e.kind = ANY (CAST(:kinds AS text[])) AND e.at >= :since AND e.at >= greatest(
+            (SELECT at FROM gatepost.event_counts_until), clock_timestamp() - interval '10 minutes')
+    ) AS c
+    GROUP BY 1, 2
+""")
+
+
+async def counts(
+    connection: Connection, *, unit: str, span: str, since: datetime, kinds: Sequence[str]
+) -> list[Counted]:
+    """How many events of these kinds there were since then, by ``unit``; from the counts by ``span``."""
+    rows = await _COUNTS.all(connection, unit=unit, span=span, since=since, kinds=list(kinds))
+    return [Counted(*row) for row in rows]
+
+
+class State(NamedTuple):
+    """How things are now. ``lag``: seconds that are not counted yet."""
+
+    now: datetime
+    lag: float
+    schema: str
+    live_sessions: int
+    users: int
+
+
+# As Postgres estimates the rows, which costs the same for any number of them. Sessions that have expired are swept
+# within a minute.
+_STATE = Statement("""
+    SELECT clock_timestamp(), extract(epoch FROM clock_timestamp() - u.at)::float8,
+        (SELECT version_num FROM gatepost.alembic_version),
+        (SELECT pg_stat_get_live_tuples('gatepost.sessions'::regclass)),
+        (SELECT pg_stat_get_live_tuples('gatepost.users'::regclass))
+    FROM gatepost.event_counts_until u
+""")
+
+
+async def state(connection: Connection) -> State:
+    """How things are now, by the database's clock."""
+    row = await _STATE.first(connection)
+    assert row is not None
+    return State(*row)

@@ -1,0 +1,280 @@
+"""The operators' pages: who may see them, what they do, and what the overview counts."""
+
+import asyncio
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gatepost.config import Config, WebServerConfig
+from gatepost.pages.operator import queries
+from gatepost.pages.operator.charts import HEIGHT, WIDTH, chart
+from gatepost.pages.operator.overview import SPANS
+from gatepost.postgres.database import Database, Dsn
+from gatepost.routes import OPERATOR_PAGES
+from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows
+from tests.test_factors import grow_stale
+from tests.visitor import Visitor
+
+
+@pytest.fixture
+async def operator(client: Client, dsn: Dsn) -> Visitor:
+    await register(client, "grace")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+    return Visitor(client, await log_in(client, "grace"))
+
+
+@pytest.fixture
+async def ada_id(client: Client, dsn: Dsn) -> str:
+    await register(client, "ada")
+    found: str = rows(dsn, "SELECT id::text FROM gatepost.users WHERE username = 'ada'")[0][0]
+    return found
+
+
+async def test_nobody_but_an_operator_sees_them(client: Client, ada_id: str) -> None:
+    visitor = Visitor(client, await log_in(client))
+    for route in OPERATOR_PAGES:
+        path = route.path.replace("{id}", ada_id).replace("{handle}", ada_id)
+        page = await (visitor.get(path) if route.method == "GET" else visitor.post(path, {}))
+        assert (page.status, page.title) == (403, "This is not for you"), path
+        assert "“admin”" in page.html
+    assert "/operator" not in (await visitor.get("/me")).html
+
+
+async def test_an_operator_finds_a_user_and_changes_everything(
+    operator: Visitor, ada_id: str, client: Client
+) -> None:
+    await log_in(client)
+    page = await operator.get("/operator/users?prefix=AD")
+    assert [each.attrib["href"] for each in page.all("a") if ada_id in each.attrib["href"]] == [
+        f"/operator/users/{ada_id}"
+    ]
+    at = f"/operator/users/{ada_id}"
+    page = await operator.get(at)
+    assert page.title == "ada"
+    page = await operator.send(page.form(f"{at}/roles"), roles="staff, editor")
+    assert page.form(f"{at}/roles").fields["roles"] == "editor staff"
+    page = await operator.send(page.form(f"{at}/username"), username="countess")
+    assert page.title == "countess"
+    page = await operator.send(page.form(f"{at}/profile"), profile='{"name": "Ada", "x": {"y": 1}}')
+    assert json.loads(page.text_of("textarea")[0]) == {"name": "Ada", "x": {"y": 1}}
+    page = await operator.send(
+        page.form(f"{at}/profile"), profile='{"name": "Ada"}', before='{"name": "Ada", "x": {"y": 1}}'
+    )
+    assert json.loads(page.text_of("textarea")[0]) == {"name": "Ada"}
+    page = await operator.send(page.form(f"{at}/disable"))
+    assert page.notice == "The user is disabled, and every session has ended."
+    page = await operator.send(page.form(f"{at}/enable"))
+    assert page.notice == "The user is enabled."
+    page = await operator.send(page.form(f"{at}/unlock"))
+    assert page.notice == "The user can try again at once."
+    page = await operator.send(page.form(f"{at}/reset"))
+    code = page.text_of("p", **{"class": "codes"})[0]
+    other = Visitor(client)
+    page = await other.post("/recover/code", {"code": code, "new": "a new battery horse"})
+    assert page.notice == "Your password has been changed. Every other session has ended."
+    page = await other.sign_in("countess", "a new battery horse")
+    assert page.title == "My account"
+    page = await operator.get(at)
+    end = next(form for form in page.forms if form.action.endswith("/end") and form.action != f"{at}/sessions/end")
+    assert (await operator.send(end)).notice == "The session has ended."
+    await other.sign_in("countess", "a new battery horse")
+    page = await operator.get(at)
+    assert (await operator.send(page.form(f"{at}/sessions/end"))).notice == "All sessions of the user have ended."
+    page = await operator.send(page.form(f"{at}/delete"))
+    assert (page.path, page.notice) == ("/operator/users?done=user_deleted", "The user has been deleted.")
+
+
+@pytest.mark.parametrize("profile", ["{", "[]", "1"])
+async def test_a_profile_that_is_none_is_said_so_at_its_field(operator: Visitor, ada_id: str, profile: str) -> None:
+    page = await operator.get(f"/operator/users/{ada_id}")
+    page = await operator.send(page.form(f"/operator/users/{ada_id}/profile"), profile=profile)
+    assert (page.status, page.errors) == (422, {"profile": "This cannot be used here."})
+    assert page.text_of("textarea") == [profile]
+
+
+async def test_an_operator_adds_a_user_and_hands_over_the_code(operator: Visitor, client: Client) -> None:
+    page = await operator.get("/operator/new-user")
+    page = await operator.send(page.form("/operator/new-user"), username="grace")
+    assert page.errors == {"username": "Somebody has this username already."}
+    page = await operator.send(page.form("/operator/new-user"), username="bob", roles="staff")
+    code = page.text_of("p", **{"class": "codes"})[0]
+    page = await Visitor(client).post("/recover/code", {"code": code, "new": "a new battery horse"})
+    assert page.notice is not None
+    assert (await Visitor(client).sign_in("bob", "a new battery horse")).title == "My account"
+
+
+async def test_what_an_operator_does_asks_for_a_confirmation_too(operator: Visitor, ada_id: str, dsn: Dsn) -> None:
+    grow_stale(dsn)
+    at = f"/operator/users/{ada_id}"
+    page = await operator.send((await operator.get(at)).form(f"{at}/roles"), roles="staff")
+    assert page.problem == "Please confirm that it is still you."
+    assert page.form(f"{at}/roles").fields["roles"] == "staff"
+    page = await operator.send(page.form(f"{at}/roles"), confirm_password=PASSWORD)
+    assert (page.notice, page.form(f"{at}/roles").fields["roles"]) == ("Saved.", "staff")
+
+
+async def test_a_user_who_is_not_there_is_a_page_that_says_so(operator: Visitor, ada_id: str) -> None:
+    page = await operator.get(f"/operator/users/{ada_id[:-4]}0000")
+    assert (page.status, page.problem) == (404, "There is no such page.")
+
+
+@pytest.mark.parametrize("path", ["users?role=" + "x" * 65, "users?cursor=x", "events?user=x", "events?kind=A"])
+async def test_a_filter_that_cannot_be_is_told_on_the_page(operator: Visitor, path: str) -> None:
+    page = await operator.get(f"/operator/{path}")
+    assert (page.status, page.problem) == (422, "Please look at what is marked below.")
+    assert page.forms
+
+
+async def test_events_are_found_and_taken_along(operator: Visitor, client: Client, ada_id: str) -> None:
+    await Visitor(client).sign_in("ada", "not that one, really")
+    page = await operator.get(f"/operator/events?user={ada_id}&from=2026-01-01T00:00&kind=authn_login_fail")
+    assert page.text_of("strong") == ["authn_login_fail"]
+    cookie = {"Cookie": f"session={operator.cookies['session']}"}
+    answer = await client.get(f"/operator/events.jsonl?user={ada_id}", headers=cookie)
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="events.jsonl"'
+    assert [json.loads(line)["kind"] for line in (await answer.text()).splitlines()] == [
+        "authn_login_fail",
+        "user_created",
+    ]
+    answer = await client.get(f"/operator/events.csv?kind=user_created&user={ada_id}", headers=cookie)
+    (row,) = csv.DictReader(io.StringIO(await answer.text()))
+    assert (row["kind"], row["user_id"], row["ip"]) == ("user_created", ada_id, "127.0.0.1")
+
+
+async def test_a_file_holds_more_events_than_are_read_at_once(operator: Visitor, client: Client, dsn: Dsn) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.events (kind, user_agent) "
+        "SELECT 'mail_given_up', n::text FROM generate_series(1, 1234) n RETURNING 1",
+    )
+    cookie = {"Cookie": f"session={operator.cookies['session']}"}
+    answer = await client.get("/operator/events.jsonl?kind=mail_given_up", headers=cookie)
+    found = [json.loads(line)["user_agent"] for line in (await answer.text()).splitlines()]
+    assert sorted(map(int, found)) == list(range(1, 1235))
+
+
+@pytest.mark.parametrize("agent", ["=1+1", "+1", "-1", "@x"])
+async def test_no_cell_of_a_table_is_a_formula(operator: Visitor, client: Client, dsn: Dsn, agent: str) -> None:
+    rows(dsn, "INSERT INTO gatepost.events (kind, user_agent) VALUES ('mail_given_up', %s) RETURNING 1", agent)
+    cookie = {"Cookie": f"session={operator.cookies['session']}"}
+    answer = await client.get("/operator/events.csv?kind=mail_given_up", headers=cookie)
+    (row,) = csv.DictReader(io.StringIO(await answer.text()))
+    assert row["user_agent"] == "'" + agent
+
+
+async def test_operators_have_their_pages_on_their_own_address_only(
+    config: Config, start_server: StartServer, dsn: Dsn
+) -> None:
+    client = await start_server(config.model_copy(update={"webserver": WebServerConfig(port=0, operator_port=0)}))
+    await register(client, "grace")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+    visitor = Visitor(client, await log_in(client, "grace"))
+    answer = await client.get("/operator", headers={"Cookie": f"session={visitor.cookies['session']}"})
+    assert answer.status == 404
+
+
+# ------------------------------------------------------------------------------------------------- counts
+
+
+def happen(dsn: Dsn, kind: str, ago: timedelta, number: int = 1) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.events (kind, at) "
+        "SELECT %s, clock_timestamp() - %s FROM generate_series(1, %s) RETURNING 1",
+        kind,
+        ago,
+        number,
+    )
+
+
+def count_from(dsn: Dsn, ago: timedelta) -> None:
+    rows(
+        dsn,
+        "UPDATE gatepost.event_counts_until SET at = date_trunc('minute', clock_timestamp() - %s, 'UTC') RETURNING 1",
+        ago,
+    )
+
+
+async def counted(database: Database, since: timedelta, unit: str = "day", span: str = "hour") -> dict[str, int]:
+    found = await database.read(
+        queries.counts,
+        unit=unit,
+        span=span,
+        since=datetime.now(UTC) - since,
+        kinds=["authn_login_fail", "user_created"],
+    )
+    totals: dict[str, int] = {}
+    for _, kind, number in found:
+        totals[kind] = totals.get(kind, 0) + number
+    return totals
+
+
+async def test_every_event_is_counted_once_however_often_and_from_wherever(database: Database, dsn: Dsn) -> None:
+    for minutes in (0, 1, 5, 59, 61, 600, 60 * 24 * 20):
+        happen(dsn, "authn_login_fail", timedelta(minutes=minutes), 3)
+    happen(dsn, "user_created", timedelta(days=3))
+    count_from(dsn, timedelta(days=31))
+    for _ in range(3):
+        await queries.count_all(database)
+        assert await counted(database, timedelta(days=31)) == {"authn_login_fail": 21, "user_created": 1}
+        assert await counted(database, timedelta(hours=2), "minute", "minute") == {"authn_login_fail": 15}
+    happen(dsn, "authn_login_fail", timedelta())
+    assert (await counted(database, timedelta(days=31)))["authn_login_fail"] == 22
+
+
+async def test_what_is_counted_stays_when_its_events_have_gone(database: Database, dsn: Dsn) -> None:
+    happen(dsn, "authn_login_fail", timedelta(days=2), 7)
+    count_from(dsn, timedelta(days=31))
+    await queries.count_all(database)
+    rows(dsn, "DELETE FROM gatepost.events RETURNING 1")
+    assert await counted(database, timedelta(days=31)) == {"authn_login_fail": 7}
+
+
+async def test_two_nodes_that_count_at_once_count_everything_once(database: Database, dsn: Dsn) -> None:
+    happen(dsn, "authn_login_fail", timedelta(hours=30), 100)
+    count_from(dsn, timedelta(days=31))
+    await asyncio.gather(*(queries.count_all(database) for _ in range(4)))
+    await queries.count_all(database)
+    assert await counted(database, timedelta(days=31)) == {"authn_login_fail": 100}
+
+
+async def test_old_counts_go(database: Database, dsn: Dsn) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.event_counts VALUES ('minute', now() - interval '4 hours', 'x', 1), "
+        "('hour', now() - interval '63 days', 'x', 1), ('hour', now() - interval '61 days', 'x', 1) RETURNING 1",
+    )
+    count_from(dsn, timedelta(hours=1))
+    await queries.count_all(database)
+    assert rows(dsn, "SELECT span FROM gatepost.event_counts WHERE kind = 'x'") == [("hour",)]
+
+
+async def test_the_overview_shows_what_was_and_what_is_wrong(operator: Visitor, client: Client, dsn: Dsn) -> None:
+    for _ in range(3):
+        await Visitor(client).sign_in("grace", "not that one, really")
+    page = await operator.get("/operator")
+    assert page.notice is None
+    assert page.text_of("p", **{"class": "notice"}) == ["All is well."]
+    assert page.text_of("h2") == [span.title for span in SPANS]
+    labels = [each.attrib["aria-label"] for each in page.all("svg")]
+    assert labels[::3] == ["Sign-ins: 1 succeeded, 3 failed"] * 3
+    assert labels[2::3] == ["New users: 1"] * 3
+    count_from(dsn, timedelta(hours=1))
+    page = await operator.get("/operator")
+    assert page.text_of("li")[-1] == "Events of more than ten minutes are not counted yet."
+
+
+def test_bars_stand_side_by_side_and_on_top_of_each_other() -> None:
+    begin, step = datetime(2026, 1, 1, tzinfo=UTC), timedelta(hours=1)
+    drawn = chart([{begin: 3, begin + step: 1}, {begin: 1}, {begin - step: 9}], begin, step, 4)
+    assert drawn.totals == [4, 1, 0]
+    assert drawn.most == 4
+    assert [(bar.x, bar.y, bar.height, bar.series) for bar in drawn.bars] == [
+        (0, HEIGHT / 4, HEIGHT * 3 / 4, 0),
+        (0, 0, HEIGHT / 4, 1),
+        (WIDTH / 4, HEIGHT * 3 / 4, HEIGHT / 4, 0),
+    ]
+    assert chart([{}], begin, step, 4).bars == []
