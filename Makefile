@@ -18,13 +18,16 @@ COMPAT := private_parts ways_in connection stopping bad_input http database look
 NEWEST := aiohttp gunicorn
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev test faults check mutants compat api-tools format bench timing wheel npm clean
+.PHONY: help run demo dev test faults check mutants compat api-tools format bench timing wheel npm clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/installed ## Serve on an embedded Postgres: http://127.0.0.1:8000.
 	@$(BIN)/gatepost run --migrate
+
+demo: $(VENV)/installed ## Fill the database of `make run` with a month of events, to look at /operator.
+	@$(BIN)/python examples/demo.py
 
 dev: $(VENV)/developer ## The same, started anew whenever the source changes.
 	@$(BIN)/adev runserver src/gatepost/server.py --app-factory create_app --root . --no-livereload \

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyotp
 import pytest
@@ -374,6 +374,29 @@ async def test_a_passkey_signs_in_confirms_and_goes(site: Site, dsn: Dsn) -> Non
     await said(other, "The second factor has been removed.")
 
 
+async def test_an_operator_follows_events_and_takes_them_along(site: Site, dsn: Dsn) -> None:
+    await register(site.client, "ada")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+    page = await site.page()
+    await sign_in(page, path="/sign-in?return_to=/operator")
+    await expect(page.get_by_role("img", name="Sign-ins: 1 succeeded, 0 failed")).to_have_count(3)
+    await page.get_by_role("link", name="Events").click()
+    await page.fill("#kind", "authn_login_fail")
+    await press(page, "Search")
+    await expect(page.locator("#events > li")).to_have_count(0)
+    await press(page, "Follow")
+    other = await site.page()
+    await sign_in(other, "not that one, really")
+    await expect(page.locator("#events > li")).to_have_count(1)
+    async with page.expect_download() as download:
+        await page.get_by_role("link", name="Download as JSON Lines").click()
+    assert json.loads(await content(await download.value))["kind"] == "authn_login_fail"
+    await page.locator("#events").get_by_role("link", name="User").click()
+    await page.fill("#roles", "admin staff")
+    await press(page, "Change the roles")
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()  # one's own sessions have ended too
+
+
 async def test_whoever_is_throttled_sees_how_long(config: Config, site: Site) -> None:
     await register(site.client, "ada")
     page = await site.page()
@@ -442,7 +465,8 @@ async def test_what_a_screen_reader_says_on_the_sign_in_page(site: Site) -> None
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_every_page_can_be_used_by_everybody(site: Site, language: str) -> None:
     """axe-core finds nothing, in light and dark; and nothing is cut off at 320 pixels, or at 200 % of 640."""
-    for scheme in ("light", "dark"):
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for scheme in schemes:
         page = await site.page(
             locale=language, color_scheme=scheme, viewport={"width": 320, "height": 640}, reduced_motion="reduce"
         )

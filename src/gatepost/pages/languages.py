@@ -10,6 +10,7 @@ from typing import NamedTuple
 from babel.dates import format_datetime, format_timedelta
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from babel.numbers import format_decimal
 
 ENGLISH = "en"
 """The language of the sources, which has no catalogue."""
@@ -34,6 +35,10 @@ class Words(NamedTuple):
         compiled.seek(0)
         read = gettext.GNUTranslations(compiled)
         return cls(language, read.gettext, read.ngettext)
+
+    def number(self, number: int) -> str:
+        """A number, with its thousands apart."""
+        return str(format_decimal(number, locale=self.language))
 
     def moment(self, moment: str) -> str:
         """A moment of RFC 3339, written out, in UTC."""
