@@ -5,8 +5,11 @@ import csv
 import io
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, CookieJar
+from aiohttp.test_utils import TestClient
 
 from gatepost.config import Config, WebServerConfig
 from gatepost.pages.operator import queries
@@ -14,9 +17,11 @@ from gatepost.pages.operator.charts import HEIGHT, WIDTH, chart
 from gatepost.pages.operator.overview import SPANS
 from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import OPERATOR_PAGES
-from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows
+from gatepost.server import WebServer
+from tests.conftest import PASSWORD, Client, ProductionServer, StartServer, log_in, register, rows, with_mail
+from tests.received_mail import Folder
 from tests.test_factors import grow_stale
-from tests.visitor import Visitor
+from tests.visitor import SAME_ORIGIN, Visitor
 
 
 @pytest.fixture
@@ -165,15 +170,40 @@ async def test_no_cell_of_a_table_is_a_formula(operator: Visitor, client: Client
     assert row["user_agent"] == "'" + agent
 
 
-async def test_operators_have_their_pages_on_their_own_address_only(
-    config: Config, start_server: StartServer, dsn: Dsn
+async def test_operators_have_their_pages_and_sign_in_on_an_address_of_their_own(config: Config, dsn: Dsn) -> None:
+    server = WebServer(config.model_copy(update={"webserver": WebServerConfig(port=0, operator_port=0)}))
+    await server.initializer()
+    async with TestClient(ProductionServer(server)) as public:
+        await register(public, "grace")
+        rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
+        token = {"Cookie": f"session={await log_in(public, 'grace')}"}
+        assert (await public.get("/operator", headers=token)).status == 404
+        assert server.operators_port is not None
+        async with ClientSession(
+            f"http://127.0.0.1:{server.operators_port}", cookie_jar=CookieJar(unsafe=True)
+        ) as own:
+            answer = await own.get("/operator")
+            assert answer.url.path == "/sign-in"
+            fields = {"username": "grace", "password": PASSWORD, "return_to": "/operator"}
+            answer = await own.post("/sign-in", data=fields, headers=SAME_ORIGIN)
+            assert (answer.status, answer.url.path) == (200, "/operator")
+
+
+async def test_a_code_is_mailed_to_a_user(
+    config: Config, start_server: StartServer, dsn: Dsn, tmp_path: Path
 ) -> None:
-    client = await start_server(config.model_copy(update={"webserver": WebServerConfig(port=0, operator_port=0)}))
+    client = await start_server(with_mail(config, tmp_path / "mail"))
     await register(client, "grace")
     rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
-    visitor = Visitor(client, await log_in(client, "grace"))
-    answer = await client.get("/operator", headers={"Cookie": f"session={visitor.cookies['session']}"})
-    assert answer.status == 404
+    operator = Visitor(client, await log_in(client, "grace"))
+    page = await operator.get("/operator/new-user")
+    page = await operator.send(page.form("/operator/new-user"), username="bob", email="bob@example.org")
+    page = await operator.get(next(each.attrib["href"] for each in page.all("a") if "/users/" in each.attrib["href"]))
+    page = await operator.send(page.form(f"{page.path}/mail-code"))
+    assert page.notice == "A code is on its way to the user’s address."
+    mail = await Folder(tmp_path / "mail").receive("bob@example.org", kind="Choose a new password")
+    fields = {"code": mail.typed, "identifier": "bob", "new": "a new battery horse"}
+    assert (await Visitor(client).post("/recover/code", fields)).path == "/sign-in?done=password_changed"
 
 
 # ------------------------------------------------------------------------------------------------- counts

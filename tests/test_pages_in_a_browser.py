@@ -374,6 +374,26 @@ async def test_a_passkey_signs_in_confirms_and_goes(site: Site, dsn: Dsn) -> Non
     await said(other, "The second factor has been removed.")
 
 
+HINTS = {
+    "short": "",
+    "aaaaaaaaaaaaaaaaaaaa": "Repeated characters and words are easy to guess.",
+    "secretsecretsecret": "Repeated characters and words are easy to guess.",
+    "abcdefgh12345678": "Rows like abcd, 1234 or qwerty are easy to guess.",
+    "poiuytrewq-lkjhgf": "Rows like abcd, 1234 or qwerty are easy to guess.",
+    "19.04.1987 1.1.2000": "Years and dates are easy to guess.",
+    "ada lovelace": "Another word or two would make it much harder to guess.",
+    "correct horse battery staple": "This is hard to guess.",
+}
+
+
+async def test_a_hint_helps_to_choose_a_password(site: Site) -> None:
+    page = await site.page()
+    await page.goto("/sign-up")
+    for password, hint in HINTS.items():
+        await page.fill("#password", password)
+        await expect(page.locator("[data-strength]")).to_have_text(hint)
+
+
 async def test_an_operator_follows_events_and_takes_them_along(site: Site, dsn: Dsn) -> None:
     await register(site.client, "ada")
     rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")

@@ -82,7 +82,8 @@ class WebServer:
         pages, operator_pages = (PUBLIC_PAGES, OPERATOR_PAGES) if config.pages.enabled else ([], [])
         for_all, for_operators = PUBLIC_ROUTES + pages, OPERATOR_ROUTES + operator_pages
         self.app = self._application(for_all if apart else for_all + for_operators, access_log)
-        self.operators = self._application(for_operators, access_log) if apart else None
+        # Operators sign in on their own address, too.
+        self.operators = self._application(for_operators + pages, access_log) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())

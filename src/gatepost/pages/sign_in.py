@@ -8,7 +8,7 @@ from aiohttp import web
 from gatepost.errors import LoginExpired, SecondFactorRequired, Unauthorized
 from gatepost.factors import proving
 from gatepost.factors.parts import PASSKEYS
-from gatepost.http.app import CONFIG
+from gatepost.http.app import CONFIG, json_response
 from gatepost.http.tokens import drop_session_cookie
 from gatepost.pages import return_to
 from gatepost.pages.forms import Answer, Form, ask, read_form
@@ -120,6 +120,12 @@ async def sign_in_with_passkey(request: web.Request) -> web.Response:
     return _signed_in(form, answer)
 
 
+@page
+async def passkey_options(request: web.Request) -> web.Response:
+    """What the browser's script asks a passkey for."""
+    return json_response((await ask(request, proving.request_options)).document)
+
+
 async def _read(request: web.Request) -> Form:
     form = await read_form(request)
     form["return_to"] = _target(request, form.get("return_to", ""))
@@ -160,6 +166,7 @@ routes = [
     web.post("/sign-in", sign_in),
     web.post("/sign-in/second-factor", give_second_factor),
     web.post("/sign-in/passkey", sign_in_with_passkey),
+    web.post("/sign-in/passkey/options", passkey_options),
     web.get("/sign-out", show_sign_out),
     web.post("/sign-out", sign_out),
 ]

@@ -6,9 +6,10 @@ from aiohttp import web
 
 from gatepost.factors import handlers, passkey_handlers, passkey_queries, queries
 from gatepost.factors.parts import PASSKEYS
-from gatepost.http.app import DATABASE
+from gatepost.http.app import DATABASE, json_response
 from gatepost.pages.acting import Act, Page, Shown
-from gatepost.pages.forms import Form
+from gatepost.pages.forms import Form, ask
+from gatepost.pages.page import signed_in
 from gatepost.pages.sign_in import credential
 from gatepost.sessions.session import Session
 
@@ -38,7 +39,15 @@ def _passkey(form: Form) -> dict[str, Any]:
 FACTORS = Page("/me/factors", "account/factors.html", _factors)
 CONFIRM = Page("/me/factors/{id}/confirm", "account/new_app.html")
 
+
+@signed_in()
+async def creation_options(request: web.Request, _session: Session) -> web.Response:
+    """What the browser's script makes a passkey with."""
+    return json_response((await ask(request, passkey_handlers.creation_options)).document)
+
+
 routes = [
+    web.post("/me/factors/passkeys/options", creation_options),
     FACTORS.route(),
     Act(
         FACTORS,

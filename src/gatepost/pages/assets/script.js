@@ -40,7 +40,7 @@ let waiting; // the request that waits for somebody to choose a passkey in the a
 
 async function usePasskey(form, autofill) {
   const making = form.dataset.passkey === "create";
-  const answer = await fetch(making ? "/account/passkeys/options" : "/user/passkey/options", { method: "POST" });
+  const answer = await fetch(making ? "/me/factors/passkeys/options" : "/sign-in/passkey/options", { method: "POST" });
   if (!answer.ok) throw new Error(answer.statusText);
   const publicKey = options((await answer.json()).publicKey);
   waiting?.abort();
@@ -96,6 +96,34 @@ if (back && linked.size) {
 for (const button of document.querySelectorAll("[data-print]")) {
   button.hidden = false;
   button.addEventListener("click", () => print());
+}
+
+// Help with choosing a password, after the rules of zxcvbn: what is guessed first is repeats, rows of the alphabet or the
+// keyboard, and dates. It stays in the browser. Its dictionaries would be twenty times as large as all of this.
+const ROWS = ["abcdefghijklmnopqrstuvwxyz", "01234567890", "qwertyuiop", "qwertzuiop", "azertyuiop", "asdfghjkl", "zxcvbnm"];
+const RUNS = ROWS.flatMap((row) => [row, [...row].reverse().join("")]);
+
+function judge(password) {
+  const text = password.toLowerCase();
+  let rest = text.replace(/(.+?)\1{2,}|(.{4,})\2/gu, "$1$2");
+  if (rest.length < text.length * 0.7) return "repeats";
+  for (let length = 8; length >= 4; length--) {
+    for (const run of RUNS) {
+      for (let at = 0; at + length <= run.length; at++) rest = rest.replaceAll(run.slice(at, at + length), run[at]);
+    }
+  }
+  if (rest.length < text.length * 0.7) return "sequences";
+  const dated = rest.replace(/(19|20)\d\d|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}/g, "");
+  if (dated.length < text.length * 0.7) return "dates";
+  return new Set(dated).size < 8 || dated.length < 15 ? "few" : "good";
+}
+
+for (const hint of document.querySelectorAll("[data-strength]")) {
+  const input = document.getElementById(hint.dataset.strength);
+  hint.hidden = false; // its place is kept, or the button would move away from under a click
+  input.addEventListener("input", () => {
+    hint.textContent = input.value.length < 8 ? "" : hint.dataset[judge(input.value.slice(0, 128))];
+  });
 }
 
 // The list of events is read anew, as the page has it, for as long as somebody follows it.

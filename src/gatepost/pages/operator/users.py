@@ -11,6 +11,7 @@ from gatepost.pages.account.devices import devices
 from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form, ask
 from gatepost.pages.page import told
+from gatepost.recovery import handlers as recovery
 from gatepost.sessions.session import Session
 
 _FILTERS = ("prefix", "email", "role", "disabled", "cursor")
@@ -89,6 +90,7 @@ routes = [
     _on("disable", handlers.change_user, "user_disabled", body=lambda _: {"disabled": True}),
     _on("enable", handlers.change_user, "user_enabled", body=lambda _: {"disabled": False}),
     _on("reset", handlers.start_reset, "", told="reset", answer="operator/code.html"),
+    _on("mail-code", recovery.recover, "code_mailed", fields=("identifier",)),
     _on("unlock", handlers.unlock, "user_unlocked"),
     _on("sessions/end", handlers.end_sessions, "user_sessions_ended"),
     _on("sessions/{handle}/end", handlers.end_session, "session_ended"),
