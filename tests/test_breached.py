@@ -24,6 +24,7 @@ from gatepost.breached.password import key
 from gatepost.config import Config, ConfigError, PasswordsConfig
 from gatepost.postgres.database import Dsn
 from tests.conftest import CHEAP, PASSWORD, Client, StartServer, log_in, register, rows
+from tests.visitor import Visitor
 
 LEAKED = "correct horse battery staple leaked"
 
@@ -97,6 +98,18 @@ async def test_a_breached_password_becomes_nobodys_and_only_five_characters_of_i
     assert await log_in(client)
     metrics = await (await client.get("/metrics")).text()
     assert 'gatepost_breached_checks_total{result="breached"} 3.0' in metrics
+
+
+async def test_a_page_says_so_after_signing_in_and_leads_on(
+    config: Config, start_server: StartServer, ranges: tuple[RangeServer, str]
+) -> None:
+    await register(await start_server(config), "ada", LEAKED)
+    client = await start_server(asking(config, breached="range", breached_url=ranges[1]))
+    page = await Visitor(client).sign_in("ada", LEAKED, return_to="/me/sessions?a=1")
+    assert page.title == "Change the password"
+    assert page.notice is not None
+    assert page.notice.startswith("Your password was published in a breach")
+    assert "/me/sessions?a=1" in [each.attrib["href"] for each in page.all("a")]
 
 
 async def test_at_a_login_it_is_allowed_and_said_and_recorded(

@@ -884,6 +884,13 @@ async def test_a_person_learns_what_the_session_lacks(with_pages: Client, dsn: D
     assert (await ask(with_pages, PERSON, *ASKED, carried, query="?sign_in=redirect")).status == 200
 
 
+async def test_garbage_in_the_address_is_no_500_for_a_person_either(with_pages: Client) -> None:
+    lines = [PERSON, "X-Forwarded-Proto: \xff", "X-Forwarded-Host: \xc3\xa4", "X-Forwarded-Uri: /\xff%"]
+    reply = await ask(with_pages, *lines, query="?sign_in=redirect")
+    assert reply.status == 303
+    assert reply.headers["Location"].isascii()
+
+
 async def test_where_nothing_helps_nobody_is_sent_anywhere(with_pages: Client) -> None:
     reply = await ask(with_pages, PERSON, "X-Forwarded-Uri: /a/../b", query="?sign_in=redirect")
     assert (reply.status, "Location" in reply.headers) == (403, False)

@@ -33,7 +33,7 @@ def way_out(request: web.Request, refusal: Unauthorized | Forbidden, asked: Aske
     query = {"return_to": f"{scheme}://{asked.host}{path}"}
     if role is not None and page == "/forbidden":
         query["role"] = role
-    return f"{config.webserver.public_url}{page}?{urlencode(query)}"
+    return f"{config.webserver.public_url}{page}?{urlencode(query, errors='surrogateescape')}"
 
 
 def _wants_a_page(request: web.Request) -> bool:

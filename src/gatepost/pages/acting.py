@@ -9,6 +9,7 @@ from aiohttp import web
 from gatepost.errors import ConfirmationRequired, Problem, Unauthorized
 from gatepost.http.app import Handler
 from gatepost.http.body import GIVEN
+from gatepost.http.operation import Operation, operation
 from gatepost.pages.confirmation import ask_for_confirmation, confirm
 from gatepost.pages.forms import Answer, Form, ask, read_form
 from gatepost.pages.page import go, show, show_problems_on, signed_in
@@ -72,7 +73,10 @@ class Act:
     def route(self) -> web.RouteDef:
         """The route that takes it."""
 
+        note = getattr(self.handler, "__operation__", Operation(None))
+
         @signed_in(self.page.role)
+        @operation(None, event=note.event)
         async def act(request: web.Request, session: Session) -> web.StreamResponse:
             form = await read_form(request)
             shown = {name: form[name] for name in self.fields if name in form}

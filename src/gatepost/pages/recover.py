@@ -3,6 +3,7 @@
 from aiohttp import web
 
 from gatepost.http.app import CONFIG
+from gatepost.http.operation import operation
 from gatepost.mail import handlers as mail
 from gatepost.pages.forms import ask, read_form
 from gatepost.pages.page import go, page, show, show_problems_on
@@ -34,6 +35,7 @@ async def show_new_password(request: web.Request) -> web.Response:
 
 
 @page
+@operation(None, event="authn_password_change")
 async def choose_new_password(request: web.Request) -> web.Response:
     """Choose a new password with a code."""
     form = await read_form(request)
@@ -52,6 +54,7 @@ async def show_undo(request: web.Request) -> web.Response:
 
 
 @page
+@operation(None, event="email_changes_undone")
 async def undo(request: web.Request) -> web.Response:
     """Undo changes of addresses; a code for a new password is mailed."""
     form = await read_form(request)

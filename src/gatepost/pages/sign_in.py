@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -9,6 +10,7 @@ from gatepost.errors import LoginExpired, SecondFactorRequired, Unauthorized
 from gatepost.factors import proving
 from gatepost.factors.parts import PASSKEYS
 from gatepost.http.app import CONFIG, json_response
+from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie
 from gatepost.pages import return_to
 from gatepost.pages.forms import Answer, Form, ask, read_form
@@ -53,6 +55,7 @@ def _ways(request: web.Request) -> dict[str, Any]:
 
 
 @page
+@operation(None, event="authn_login_success")
 async def sign_in(request: web.Request) -> web.Response:
     """Sign in with a password. For a user with a second factor, its page follows."""
     form = await _read(request)
@@ -73,6 +76,7 @@ async def sign_in(request: web.Request) -> web.Response:
 
 
 @page
+@operation(None, event="authn_login_success")
 async def give_second_factor(request: web.Request) -> web.Response:
     """The further step: a code of an app, a recovery code, or a passkey."""
     form = await _read(request)
@@ -112,6 +116,7 @@ def credential(text: str) -> dict[str, Any]:
 
 
 @page
+@operation(None, event="authn_login_success")
 async def sign_in_with_passkey(request: web.Request) -> web.Response:
     """Sign in with what the browser's script has had signed."""
     form = await _read(request)
@@ -138,7 +143,10 @@ def _kept(form: Form) -> Form:
 
 
 def _signed_in(form: Form, answer: Answer) -> web.Response:
-    response = go(form["return_to"])
+    target = form["return_to"]
+    if "password_breached" in answer.document:
+        target = "/me/password?" + urlencode({"done": "password_breached", "return_to": target})
+    response = go(target)
     answer.give_cookies(response)
     return response
 
@@ -150,6 +158,7 @@ async def show_sign_out(request: web.Request, session: Session) -> web.Response:
 
 
 @page
+@operation(None, event="authn_logout")
 async def sign_out(request: web.Request) -> web.Response:
     """End the session."""
     response = go("/sign-in?done=signed_out")

@@ -7,6 +7,7 @@ from aiohttp import web
 from gatepost.accounts import handlers as accounts
 from gatepost.errors import NotFound, Problem
 from gatepost.http.app import CONFIG
+from gatepost.http.operation import operation
 from gatepost.pages import return_to
 from gatepost.pages.forms import ask, read_form
 from gatepost.pages.page import go, page, show, show_problems_on, visitor
@@ -27,6 +28,7 @@ async def show_sign_up(request: web.Request) -> web.Response:
 
 
 @page
+@operation(None, event="user_created")
 async def sign_up(request: web.Request) -> web.Response:
     """Create an account, and sign in to it."""
     _demand_open(request)

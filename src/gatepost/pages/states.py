@@ -114,7 +114,10 @@ STATES: dict[str, State] = {
             "password_changed_at": _NOW,
         },
     ),
-    "password": ("account/password.html", {"session": _ADA, "path": "/me/password"}),
+    "password": (
+        "account/password.html",
+        {"session": _ADA, "path": "/me/password", "notice": "password_breached", "back": "/me"},
+    ),
     "emails": (
         "account/emails.html",
         {

@@ -7,7 +7,8 @@ from aiohttp import web
 from gatepost.accounts import export_handlers, queries
 from gatepost.accounts import handlers as accounts
 from gatepost.errors import Unauthorized
-from gatepost.http.app import DATABASE
+from gatepost.http.app import CONFIG, DATABASE
+from gatepost.pages import return_to
 from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form
 from gatepost.sessions.session import Session, timestamp
@@ -37,7 +38,14 @@ def _own_name(form: Form) -> dict[str, Any]:
 
 
 OVERVIEW = Page("/me", "account/overview.html", _account)
-PASSWORD = Page("/me/password", "account/password.html")
+
+
+async def _back(request: web.Request, _session: Session) -> Shown:
+    """Where somebody was going who is asked for another password on the way."""
+    return {"back": return_to.safe(request.query.get("return_to", ""), request.app[CONFIG].pages.return_to)}
+
+
+PASSWORD = Page("/me/password", "account/password.html", _back)
 DATA = Page("/me/data", "account/data.html")
 
 
