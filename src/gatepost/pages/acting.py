@@ -75,7 +75,7 @@ class Act:
 
         note = getattr(self.handler, "__operation__", Operation(None))
 
-        @signed_in(self.page.role)
+        @signed_in(self.page.role, back=self.page.path)
         @operation(None, event=note.event)
         async def act(request: web.Request, session: Session) -> web.StreamResponse:
             form = await read_form(request)

@@ -223,35 +223,34 @@ async def visitor(request: web.Request) -> Session | None:
     return session
 
 
-def signed_in(role: str | None = None) -> Callable[[GuardedHandler], Handler]:
-    """A page of whoever is signed in, and has ``role``; anybody else is sent to sign in first, and comes back."""
+def signed_in(role: str | None = None, *, back: str | None = None) -> Callable[[GuardedHandler], Handler]:
+    """A page of whoever is signed in, and has ``role``; anybody else is sent to sign in first, and comes back.
+
+    ``back``: the page on which the form stands, of a path that takes one.
+    """
 
     def for_users(handler: GuardedHandler) -> Handler:
         @wraps(handler)
         async def of_a_user(request: web.Request) -> web.StreamResponse:
             session = await visitor(request)
+            here = back.format(**request.match_info) if back else request.raw_path
             if session is None:
-                return _to_sign_in(request)
+                return _to_sign_in(here)
             if session.restricted and not request.path.startswith(FIRST_FACTOR):
                 return go(FIRST_FACTOR)
             if role is not None and role not in session.roles:
-                back = {"return_to": _back(request)}
-                return show(request, "forbidden.html", status=403, session=session, roles=[role], form=back)
+                form = {"return_to": here}
+                return show(request, "forbidden.html", status=403, session=session, roles=[role], form=form)
             show_problems_on(request, "problem.html", session=session)
             try:
                 return await handler(request, session)
             except Unauthorized:  # the session has ended meanwhile
-                return _to_sign_in(request)
+                return _to_sign_in(here)
 
         return page(of_a_user)
 
     return for_users
 
 
-def _to_sign_in(request: web.Request) -> web.Response:
-    return go("/sign-in?return_to=" + quote(_back(request), safe="/"))
-
-
-def _back(request: web.Request) -> str:
-    """Where this page is seen again: a form's own path is no page."""
-    return request.raw_path if request.method in (hdrs.METH_GET, hdrs.METH_HEAD) else request.path
+def _to_sign_in(back: str) -> web.Response:
+    return go("/sign-in?return_to=" + quote(back, safe="/"))

@@ -40,13 +40,14 @@ FACTORS = Page("/me/factors", "account/factors.html", _factors)
 CONFIRM = Page("/me/factors/{id}/confirm", "account/new_app.html")
 
 
-@signed_in()
+@signed_in(back=FACTORS.path)
 async def creation_options(request: web.Request, _session: Session) -> web.Response:
     """What the browser's script makes a passkey with."""
     return json_response((await ask(request, passkey_handlers.creation_options)).document)
 
 
 routes = [
+    CONFIRM.route(),
     web.post("/me/factors/passkeys/options", creation_options),
     FACTORS.route(),
     Act(
