@@ -29,8 +29,8 @@ run: $(VENV)/installed ## Serve on an embedded Postgres: http://127.0.0.1:8000.
 demo: $(VENV)/installed ## Fill the database of `make run` with a month of events, to look at /operator.
 	@$(BIN)/python examples/demo.py
 
-dev: $(VENV)/developer ## The same, started anew whenever the source changes.
-	@$(BIN)/adev runserver src/gatepost/server.py --app-factory create_app --root . --no-livereload \
+dev: $(VENV)/developer ## The same, with a gallery of all pages, started anew whenever the source changes.
+	@GATEPOST_PAGES__GALLERY=true $(BIN)/adev runserver src/gatepost/server.py --app-factory create_app --root . --no-livereload \
 		--port $${GATEPOST_WEBSERVER__PORT:-8000}
 
 test: $(VENV)/developer ## Run the whole test suite; ARGS="-k login" for a part of it.

@@ -92,7 +92,7 @@ async def test_an_operator_finds_a_user_and_changes_everything(
     assert (page.path, page.notice) == ("/operator/users?done=user_deleted", "The user has been deleted.")
 
 
-@pytest.mark.parametrize("profile", ["{", "[]", "1"])
+@pytest.mark.parametrize("profile", ["{", "[]", "1", "[" * 5000, '{"a": 1, "a": 2}'])
 async def test_a_profile_that_is_none_is_said_so_at_its_field(operator: Visitor, ada_id: str, profile: str) -> None:
     page = await operator.get(f"/operator/users/{ada_id}")
     page = await operator.send(page.form(f"/operator/users/{ada_id}/profile"), profile=profile)

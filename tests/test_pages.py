@@ -404,6 +404,16 @@ async def test_a_form_that_no_browser_sends_is_refused_with_a_page(
     assert page.problem
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 5_000, "1e999", '{"id": "x"}'])
+async def test_a_passkey_that_is_none_is_refused_with_a_page(
+    config: Config, start_server: StartServer, tmp_path: Path, text: str
+) -> None:
+    client = await start_server(with_every_route(config, tmp_path))
+    page = await Visitor(client).post("/sign-in/passkey", {"passkey": text})
+    assert page.status in (400, 401)
+    assert page.problem
+
+
 async def test_a_password_of_the_greatest_length_fits_into_every_form(
     config: Config, start_server: StartServer
 ) -> None:

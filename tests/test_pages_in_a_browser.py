@@ -536,6 +536,35 @@ async def test_a_person_gets_through_a_proxy_and_back_to_the_very_address(
                 await browser.close()
 
 
+async def test_a_foreign_site_has_no_cookie_of_ours(config: Config, start_server: StartServer) -> None:
+    """What docs/frontends.md says of another site, even one whose scripts may read our answers."""
+    shop = "http://shop.example"
+    webserver = WebServerConfig(port=0, public_url=ORIGIN, cors_origins=[shop])
+    client = await start_server(config.model_copy(update={"webserver": webserver}))
+    await register(client, "ada")
+    expect.set_options(60_000)
+    async with async_playwright() as playwright:
+        rule = f"--host-resolver-rules=MAP localhost:4321 127.0.0.1:{client.port}"
+        # A page that a test has made counts as one from elsewhere, which may not ask this machine.
+        args = ["--no-sandbox", rule, "--disable-features=LocalNetworkAccessChecks"]
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+        page = await (await browser.new_context(base_url=ORIGIN)).new_page()
+        await sign_in(page)
+        await expect(page.get_by_role("heading", name="My account")).to_be_visible()
+        asked = "path => fetch(path, {credentials: 'include'}).then(answer => answer.status)"
+        assert await page.evaluate(asked, f"{ORIGIN}/user") == 200
+        foreign = await page.context.new_page()
+        await foreign.route(
+            f"{shop}/", lambda route: route.fulfill(body="<title>shop</title>", content_type="text/html")
+        )
+        await foreign.goto(f"{shop}/")
+        assert await foreign.evaluate(asked, f"{ORIGIN}/user") == 401
+        form = "{method: 'POST', credentials: 'include', mode: 'no-cors', body: new URLSearchParams()}"
+        await foreign.evaluate(f"path => fetch(path, {form})", f"{ORIGIN}/sign-out")
+        assert await page.evaluate(asked, f"{ORIGIN}/user") == 200
+        await browser.close()
+
+
 async def go_through(page: Page, backend: Backend) -> None:
     await page.goto(f"{APP}/staff/list?a=b&c=%C3%A4&d=1+2")
     await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()

@@ -101,7 +101,8 @@ class SecondFactorRequired(Unauthorized):
     def __init__(self, ticket: str, methods: Sequence[str], expires_at: str) -> None:
         """``methods``: each is a key that the further step takes. ``expires_at``: until when the ticket counts."""
         super().__init__()
-        self.members = {"login": ticket, "methods": list(methods), "expires_at": expires_at}
+        self.ticket, self.methods = ticket, list(methods)
+        self.members = {"login": ticket, "methods": self.methods, "expires_at": expires_at}
 
 
 class PasskeyUnknown(Unauthorized):

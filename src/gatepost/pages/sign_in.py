@@ -1,6 +1,5 @@
 """`/`, `/sign-in`, `/sign-out`: beginning a session in a browser, and ending it."""
 
-import json
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,6 +8,7 @@ from aiohttp import web
 from gatepost.errors import LoginExpired, SecondFactorRequired, Unauthorized
 from gatepost.factors import proving
 from gatepost.factors.parts import PASSKEYS
+from gatepost.http import strict_json
 from gatepost.http.app import CONFIG, json_response
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie
@@ -69,8 +69,7 @@ async def sign_in(request: web.Request) -> web.Response:
             cookie=True,
         )
     except SecondFactorRequired as needed:
-        form = {"return_to": form["return_to"], "login": str(needed.members["login"])}
-        _show_second_step(request, form, [each for each in METHODS if each in str(needed.members["methods"])])
+        _show_second_step(request, {"return_to": form["return_to"], "login": needed.ticket}, needed.methods)
         raise
     return _signed_in(form, answer)
 
@@ -107,11 +106,11 @@ def proof(form: Form) -> dict[str, Any]:
 
 
 def credential(text: str) -> dict[str, Any]:
-    """What the browser's script has written into a field; an empty object for anything else, which is refused."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
+    """What the browser's script has written into a field. An empty object for no object, which is refused.
+
+    Raises BadRequest for what is no JSON.
+    """
+    value = strict_json.decode(text.encode())
     return value if isinstance(value, dict) else {}
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from aiohttp import web
 
 from gatepost.admin import factors_handlers, handlers
-from gatepost.errors import FieldError, InvalidBody
+from gatepost.errors import BadRequest, FieldError, InvalidBody
+from gatepost.http import strict_json
 from gatepost.pages.account.devices import devices
 from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form, ask
@@ -51,9 +52,9 @@ def _words(form: Form) -> list[str]:
 def _profile(form: Form) -> dict[str, Any]:
     """The whole profile: what is no longer in it goes."""
     try:
-        wanted, before = json.loads(form.get("profile", "")), json.loads(form.get("before", "{}"))
-    except ValueError:
-        raise InvalidBody([FieldError("profile", "invalid_json", "must be JSON")]) from None
+        wanted, before = (strict_json.decode(form.get(name, "").encode()) for name in ("profile", "before"))
+    except BadRequest:
+        wanted = before = None
     if not isinstance(wanted, dict) or not isinstance(before, dict):
         raise InvalidBody([FieldError("profile", "invalid_json", "must be a JSON object")])
     return {"profile": {**dict.fromkeys(before.keys() - wanted.keys()), **wanted}}
