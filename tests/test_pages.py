@@ -19,6 +19,7 @@ from yarl import URL
 from gatepost import pages
 from gatepost.config import AccountsConfig, Config, ConfigError, PagesConfig
 from gatepost.config.mail import LANGUAGES
+from gatepost.errors import DatabaseUnavailable
 from gatepost.pages import return_to
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.assets import readable_on
@@ -26,9 +27,13 @@ from gatepost.pages.languages import Words
 from gatepost.pages.operator.events import KINDS
 from gatepost.pages.page import Pages
 from gatepost.pages.states import STATES
+from gatepost.postgres.database import Dsn
 from gatepost.routes import FEATURES, OPERATOR_PAGES, PUBLIC_PAGES
 from gatepost.server import WebServer
-from tests.conftest import PASSWORD, Client, StartServer, log_in, register, with_every_route, with_mail
+from gatepost.sessions.guard import LOOKUP
+from tests.conftest import PASSWORD, Client, StartServer, log_in, register, rows, with_every_route, with_mail
+from tests.received_mail import Folder
+from tests.test_factors import grow_stale
 from tests.visitor import SAME_ORIGIN, Page, Visitor
 
 SOURCE = Path(pages.__file__).parent
@@ -539,3 +544,67 @@ async def test_a_template_that_cannot_be_rendered_ends_the_start(
 def test_a_bad_setting_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PagesConfig(**changes)
+
+
+# --------------------------------------------------------------------------------------------- ways back
+
+
+async def test_a_change_of_addresses_is_undone_with_the_code_of_its_mail(
+    config: Config, start_server: StartServer, dsn: Dsn, tmp_path: Path
+) -> None:
+    client = await start_server(with_every_route(config, tmp_path))
+    folder = Folder(tmp_path / "mail")
+    await register(client, "ada")
+    rows(
+        dsn,
+        "INSERT INTO gatepost.emails (user_id, address, canonical, is_primary, verified_at) "
+        "SELECT id, 'ada@example.org', 'ada@example.org', true, now() FROM gatepost.users RETURNING 1",
+    )
+    thief = Visitor(client)
+    thief.cookies = {"__Host-session": await log_in(client)}
+    page = await thief.get("/me/emails")
+    remove = next(form for form in page.forms if form.action.endswith("/remove"))
+    assert (await thief.send(remove)).notice == "The address has been removed."
+    mail = await folder.receive("ada@example.org", kind="have changed")
+    assert "https://auth.example/undo#undo_email=" in mail.text
+    code = re.search(r"^[0-9a-f]{32}$", mail.text, re.MULTILINE)
+    assert code
+    owner = Visitor(client)
+    page = await owner.send((await owner.get("/undo")).form("/undo"), code="0" * 32)
+    assert page.errors == {"code": "This code is wrong, used or too old."}
+    page = await owner.send(page.form("/undo"), code=code[0])
+    assert page.notice is not None
+    assert page.notice.startswith("The change has been undone")
+    assert (await thief.get("/me")).title == "Sign in"
+
+
+async def test_a_proxys_demand_for_a_fresh_session_is_met_on_a_page(
+    config: Config, start_server: StartServer, dsn: Dsn
+) -> None:
+    client = await start_server(with_pages(config, return_to=[APP]))
+    await register(client, "ada")
+    visitor = Visitor(client, await log_in(client))
+    grow_stale(dsn)
+    page = await visitor.get("/confirm?return_to=https%3A%2F%2Fapp.example%2Fa%3Fb%3Dc")
+    assert (page.status, page.problem) == (403, "Please confirm that it is still you.")
+    page = await visitor.send(page.form("/confirm"))
+    assert (page.status, page.problem) == (403, "Please confirm that it is still you.")
+    await visitor.send(page.form("/confirm"), confirm_password=PASSWORD)
+    assert visitor.left == "https://app.example/a?b=c"
+
+
+async def test_while_the_database_is_away_a_page_says_so_and_signs_nobody_out(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(client, "ada")
+    visitor = Visitor(client, await log_in(client))
+
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable
+
+    assert client.app is not None
+    monkeypatch.setattr(client.app[LOOKUP], "find", away)
+    page = await visitor.get("/me")
+    assert (page.status, page.problem) == (503, "We cannot answer right now. Please try again in a moment.")
+    assert page.headers["Retry-After"] == "1"
+    assert visitor.cookies
