@@ -120,7 +120,7 @@ def query(text: str) -> object:
 
 
 def content_type(text: str) -> object:
-    return body._is_json(request([("Content-Type", text)]))
+    return body.media_type(request([("Content-Type", text)]))
 
 
 def forward_auth(text: str) -> object:

@@ -125,6 +125,21 @@ async def test_a_user_who_is_not_there_is_a_page_that_says_so(operator: Visitor,
     assert (page.status, page.problem) == (404, "There is no such page.")
 
 
+@pytest.mark.parametrize("path", ["users?prefix=%00", "events?kind=%00", "events.csv?kind=%00", "events.csv?user=x"])
+async def test_what_no_filter_can_be_is_no_500(operator: Visitor, path: str) -> None:
+    page = await operator.get(f"/operator/{path}")
+    assert page.status in (400, 422)
+    assert page.problem
+
+
+async def test_a_file_can_be_asked_for_without_its_content(operator: Visitor, client: Client) -> None:
+    cookie = {"Cookie": f"session={operator.cookies['session']}"}
+    for kind in ("csv", "jsonl"):
+        answer = await client.head(f"/operator/events.{kind}", headers=cookie)
+        assert (answer.status, await answer.read()) == (200, b"")
+    assert (await operator.get("/operator")).status == 200
+
+
 @pytest.mark.parametrize("path", ["users?role=" + "x" * 65, "users?cursor=x", "events?user=x", "events?kind=A"])
 async def test_a_filter_that_cannot_be_is_told_on_the_page(operator: Visitor, path: str) -> None:
     page = await operator.get(f"/operator/{path}")

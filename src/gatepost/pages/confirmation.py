@@ -7,31 +7,19 @@ from aiohttp import web
 
 from gatepost.factors import passkey_queries, proving, queries
 from gatepost.http.app import DATABASE
-from gatepost.pages.forms import Form, ask
+from gatepost.pages.forms import Form, ask, proof
 from gatepost.pages.page import show_problems_on
-from gatepost.pages.sign_in import credential
 from gatepost.sessions.session import Session
 
 
 async def confirm(request: web.Request, session: Session, form: Form, again: Mapping[str, Any]) -> bool:
     """Confirm who it is, if the form says how; whether it does. What goes wrong is told where it was asked for."""
-    proof = _proof(form)
-    if proof:
-        about = {"invalid_code": f"confirm_{next(iter(proof))}", "wrong_password": "confirm_password"}
+    given = proof(form, "confirm_")
+    if given:
+        about = {"invalid_code": f"confirm_{next(iter(given))}", "wrong_password": "confirm_password"}
         await ask_for_confirmation(request, session, again, about)
-        await ask(request, proving.confirm_session, **proof)
-    return bool(proof)
-
-
-def _proof(form: Form) -> dict[str, Any]:
-    """What the form gives as proof, in the terms of the API."""
-    given = {name: form.get(f"confirm_{name}", "") for name in ("password", "totp", "recovery_code", "passkey")}
-    proof: dict[str, Any] = {
-        name: text if name == "password" else text.strip() for name, text in given.items() if text
-    }
-    if "passkey" in proof:
-        proof["passkey"] = credential(given["passkey"])
-    return proof
+        await ask(request, proving.confirm_session, **given)
+    return bool(given)
 
 
 async def ask_for_confirmation(

@@ -1,16 +1,15 @@
 """Forms: reading one, and doing what it asks for by the handler that answers programs too."""
 
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from gatepost.errors import BadRequest, UnsupportedMediaType
 from gatepost.http import strict_json
 from gatepost.http.app import Handler
-from gatepost.http.body import GIVEN, MAX_BODY, read_bytes
+from gatepost.http.body import GIVEN, MAX_BODY, media_type, read_bytes
 
 # Two passwords of 1,024 characters, of which each may take twelve bytes.
 MAX_FORM = 4 * MAX_BODY
@@ -24,8 +23,7 @@ async def read_form(request: web.Request) -> Form:
 
     Raises UnsupportedMediaType, BadRequest, BodyTooLarge.
     """
-    media_type = request.headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip(" \t").lower()
-    if media_type != "application/x-www-form-urlencoded":
+    if media_type(request) != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("Send the form as a browser does.")
     body = await read_bytes(request, MAX_FORM)
     try:
@@ -39,6 +37,26 @@ async def read_form(request: web.Request) -> Form:
         raise BadRequest("A field of this form is given twice.", code="form_unreadable")
     strict_json.refuse_bad_characters(form)
     return form
+
+
+def credential(text: str) -> dict[str, Any]:
+    """What the browser's script has written into a field. An empty object for no object, which is refused.
+
+    Raises BadRequest for what is no JSON.
+    """
+    value = strict_json.decode(text.encode())
+    return value if isinstance(value, dict) else {}
+
+
+def proof(form: Form, prefix: str = "") -> dict[str, Any]:
+    """What the fields of this prefix give as proof of who one is, in the terms of the API. Raises BadRequest."""
+    given = {name: form.get(prefix + name, "") for name in ("password", "totp", "recovery_code", "passkey")}
+    found: dict[str, Any] = {
+        name: text if name == "password" else text.strip() for name, text in given.items() if text
+    }
+    if "passkey" in found:
+        found["passkey"] = credential(given["passkey"])
+    return found
 
 
 class Answer:
@@ -55,9 +73,7 @@ class Answer:
             response.cookies[morsel.key] = morsel
 
 
-async def ask(
-    request: web.Request, handler: Handler | Callable[..., Awaitable[web.StreamResponse]], **given: Any
-) -> Answer:
+async def ask(request: web.Request, handler: Handler, **given: Any) -> Answer:
     """What ``handler``, one of the API, does with these fields; every rule of it holds. Raises what it raises."""
     request[GIVEN] = given
     return Answer(await handler(request))

@@ -14,9 +14,7 @@ from jinja2 import (
     FileSystemLoader,
     PackageLoader,
     StrictUndefined,
-    pass_context,
 )
-from jinja2.runtime import Context
 from markupsafe import Markup
 
 from gatepost.config import Config, ConfigError
@@ -24,6 +22,7 @@ from gatepost.errors import Problem, Unauthorized
 from gatepost.http.app import CONFIG, RENDERER, Handler
 from gatepost.http.tokens import demand_own_origin
 from gatepost.mail.mailer import preferred
+from gatepost.pages import return_to
 from gatepost.pages.assets import Assets
 from gatepost.pages.languages import Words
 from gatepost.pages.wording import at_fields, sentence
@@ -145,16 +144,14 @@ PAGES = web.AppKey("pages", Pages)
 
 
 def _translating(words: Words) -> Callable[..., str]:
-    @pass_context
-    def translate(_context: Context, text: str, /, **values: object) -> str:
+    def translate(text: str, /, **values: object) -> str:
         return Markup(words.gettext(text)) % values  # noqa: S704 (ours; what is put into it is escaped)
 
     return translate
 
 
 def _translating_many(words: Words) -> Callable[..., str]:
-    @pass_context
-    def translate(_context: Context, one: str, many: str, number: int, /, **values: object) -> str:
+    def translate(one: str, many: str, number: int, /, **values: object) -> str:
         return Markup(words.ngettext(one, many, number)) % {"num": number, **values}  # noqa: S704
 
     return translate
@@ -180,7 +177,7 @@ def show_problems_on(
 
     def render(problem: Problem) -> web.Response:
         errors = at_fields(problem, words, config, about or {})
-        said = {"problem": sentence(problem, words), "errors": errors, "code": problem.code}
+        said = {"problem": sentence(problem, words), "errors": errors}
         headers = {name: value for name, value in problem.headers.items() if name != hdrs.WWW_AUTHENTICATE}
         return pages.answer(request, template, status=problem.status, headers=headers, **(values | said))
 
@@ -192,6 +189,11 @@ def told(request: web.Request, problem: Problem) -> dict[str, Any]:
     words = request.app[PAGES].words(request)
     said = {"problem": sentence(problem, words), "errors": at_fields(problem, words, request.app[CONFIG], {})}
     return {**said, "status": problem.status}
+
+
+def target_of(request: web.Request, asked: str) -> str:
+    """Where ``asked`` leads, if one may be sent there (`return_to.safe`)."""
+    return return_to.safe(asked, request.app[CONFIG].pages.return_to)
 
 
 def go(target: str) -> web.Response:

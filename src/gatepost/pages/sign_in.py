@@ -8,13 +8,11 @@ from aiohttp import web
 from gatepost.errors import LoginExpired, SecondFactorRequired, Unauthorized
 from gatepost.factors import proving
 from gatepost.factors.parts import PASSKEYS
-from gatepost.http import strict_json
 from gatepost.http.app import CONFIG, json_response
 from gatepost.http.operation import operation
 from gatepost.http.tokens import drop_session_cookie
-from gatepost.pages import return_to
-from gatepost.pages.forms import Answer, Form, ask, read_form
-from gatepost.pages.page import go, page, show, show_problems_on, signed_in, visitor
+from gatepost.pages.forms import Answer, Form, ask, credential, proof, read_form
+from gatepost.pages.page import go, page, show, show_problems_on, signed_in, target_of, visitor
 from gatepost.sessions import handlers as sessions
 from gatepost.sessions.session import Session
 
@@ -30,7 +28,7 @@ async def home(request: web.Request) -> web.Response:
 @page
 async def show_sign_in(request: web.Request) -> web.Response:
     """The page on which one signs in."""
-    target = _target(request, request.query.get("return_to", ""))
+    target = target_of(request, request.query.get("return_to", ""))
     return show(
         request,
         "sign_in.html",
@@ -41,16 +39,11 @@ async def show_sign_in(request: web.Request) -> web.Response:
     )
 
 
-def _target(request: web.Request, asked: str) -> str:
-    return return_to.safe(asked, request.app[CONFIG].pages.return_to)
-
-
 def _ways(request: web.Request) -> dict[str, Any]:
     """What beside the password there is on the page."""
     return {
         "passkeys": request.app[PASSKEYS].party is not None,
         "registration": request.app[CONFIG].accounts.registration == "open",
-        "methods": (),
     }
 
 
@@ -82,7 +75,9 @@ async def give_second_factor(request: web.Request) -> web.Response:
     methods = [method for method in METHODS if method in form.get("methods", "").split()]
     _show_second_step(request, form, methods)
     try:
-        answer = await ask(request, proving.finish_login, login=form.get("login", ""), cookie=True, **proof(form))
+        answer = await ask(
+            request, proving.finish_login, login=form.get("login", ""), cookie=True, **(proof(form) or {"totp": ""})
+        )
     except LoginExpired:
         show_problems_on(request, "sign_in.html", form=_kept(form), **_ways(request))
         raise
@@ -93,25 +88,6 @@ def _show_second_step(request: web.Request, form: Form, methods: list[str]) -> N
     shown = {"return_to": form["return_to"], "login": form.get("login", "")}
     about = {"invalid_code": "recovery_code" if form.get("recovery_code") else "totp"}
     show_problems_on(request, "second_factor.html", about=about, form=shown, methods=methods)
-
-
-def proof(form: Form) -> dict[str, Any]:
-    """What a form gives as proof, in the terms of the API: the one field of several that is filled in."""
-    given: dict[str, Any] = {
-        name: form[name].strip() for name in ("totp", "recovery_code") if form.get(name, "").strip()
-    }
-    if form.get("passkey"):
-        given["passkey"] = credential(form["passkey"])
-    return given or {"totp": ""}
-
-
-def credential(text: str) -> dict[str, Any]:
-    """What the browser's script has written into a field. An empty object for no object, which is refused.
-
-    Raises BadRequest for what is no JSON.
-    """
-    value = strict_json.decode(text.encode())
-    return value if isinstance(value, dict) else {}
 
 
 @page
@@ -132,7 +108,7 @@ async def passkey_options(request: web.Request) -> web.Response:
 
 async def _read(request: web.Request) -> Form:
     form = await read_form(request)
-    form["return_to"] = _target(request, form.get("return_to", ""))
+    form["return_to"] = target_of(request, form.get("return_to", ""))
     return form
 
 

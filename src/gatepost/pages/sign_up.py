@@ -10,7 +10,7 @@ from gatepost.http.app import CONFIG
 from gatepost.http.operation import operation
 from gatepost.pages import return_to
 from gatepost.pages.forms import ask, read_form
-from gatepost.pages.page import go, page, show, show_problems_on, visitor
+from gatepost.pages.page import go, page, show, show_problems_on, target_of, visitor
 from gatepost.sessions import handlers as sessions
 
 
@@ -23,7 +23,7 @@ def _demand_open(request: web.Request) -> None:
 async def show_sign_up(request: web.Request) -> web.Response:
     """The page on which one signs up, where anybody may."""
     _demand_open(request)
-    target = return_to.safe(request.query.get("return_to", ""), request.app[CONFIG].pages.return_to)
+    target = target_of(request, request.query.get("return_to", ""))
     return show(request, "sign_up.html", session=await visitor(request), form={"return_to": target})
 
 
@@ -33,8 +33,7 @@ async def sign_up(request: web.Request) -> web.Response:
     """Create an account, and sign in to it."""
     _demand_open(request)
     form = await read_form(request)
-    config = request.app[CONFIG]
-    target = return_to.safe(form.get("return_to", ""), config.pages.return_to)
+    target = target_of(request, form.get("return_to", ""))
     username, password, email = form.get("username", ""), form.get("password", ""), form.get("email", "").strip()
     shown = {"username": username, "email": email, "return_to": target}
     show_problems_on(request, "sign_up.html", about={"username_taken": "username"}, form=shown)

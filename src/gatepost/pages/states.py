@@ -8,7 +8,7 @@ from gatepost.pages.operator.charts import Chart, chart
 
 State = tuple[str, Mapping[str, Any]]
 
-_WAYS: dict[str, Any] = {"passkeys": True, "registration": True, "methods": ()}
+_WAYS: dict[str, Any] = {"passkeys": True, "registration": True}
 _LONG = "Wolfeschlegelsteinhausenbergerdorff-Jean-Jacques-of-the-Hill"
 
 

@@ -5,32 +5,33 @@ from typing import Any
 from aiohttp import web
 
 from gatepost.errors import ConfirmationRequired
-from gatepost.http.app import CONFIG
-from gatepost.pages import return_to
 from gatepost.pages.confirmation import ask_for_confirmation, confirm
 from gatepost.pages.forms import read_form
-from gatepost.pages.page import go, show, signed_in
+from gatepost.pages.page import go, show, signed_in, target_of
 from gatepost.sessions.session import Session
 
 MAX_ROLES = 200
 
 
-def _target(request: web.Request, asked: str) -> str:
-    return return_to.safe(asked, request.app[CONFIG].pages.return_to)
-
-
 @signed_in()
 async def forbidden(request: web.Request, session: Session) -> web.Response:
     """Say which role is missing, and offer to sign in as somebody else."""
-    roles = request.query.get("role", "")[:MAX_ROLES].split(",")
-    form = {"return_to": _target(request, request.query.get("return_to", ""))}
-    return show(request, "forbidden.html", status=403, session=session, roles=list(filter(None, roles)), form=form)
+    roles = [role for role in request.query.get("role", "")[:MAX_ROLES].split(",") if role and role.isprintable()]
+    form = {"return_to": target_of(request, request.query.get("return_to", ""))}
+    return show(
+        request,
+        "forbidden.html",
+        status=403,
+        session=session,
+        roles=[each for each in roles if each and each.isprintable()],
+        form=form,
+    )
 
 
 @signed_in()
 async def show_confirm(request: web.Request, session: Session) -> web.Response:
     """Ask for a confirmation that it is still the same person."""
-    await ask_for_confirmation(request, session, _again(_target(request, request.query.get("return_to", ""))))
+    await ask_for_confirmation(request, session, _again(target_of(request, request.query.get("return_to", ""))))
     raise ConfirmationRequired
 
 
@@ -38,7 +39,7 @@ async def show_confirm(request: web.Request, session: Session) -> web.Response:
 async def take_confirmation(request: web.Request, session: Session) -> web.Response:
     """Confirm it, and go back."""
     form = await read_form(request)
-    target = _target(request, form.get("return_to", ""))
+    target = target_of(request, form.get("return_to", ""))
     if await confirm(request, session, form, _again(target)):
         return go(target)
     await ask_for_confirmation(request, session, _again(target))

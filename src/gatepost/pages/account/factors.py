@@ -8,9 +8,8 @@ from gatepost.factors import handlers, passkey_handlers, passkey_queries, querie
 from gatepost.factors.parts import PASSKEYS
 from gatepost.http.app import DATABASE, json_response
 from gatepost.pages.acting import Act, Page, Shown
-from gatepost.pages.forms import Form, ask
+from gatepost.pages.forms import Form, ask, credential
 from gatepost.pages.page import signed_in
-from gatepost.pages.sign_in import credential
 from gatepost.sessions.session import Session
 
 

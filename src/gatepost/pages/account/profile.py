@@ -7,10 +7,10 @@ from aiohttp import web
 from gatepost.accounts import export_handlers, queries
 from gatepost.accounts import handlers as accounts
 from gatepost.errors import Unauthorized
-from gatepost.http.app import CONFIG, DATABASE
-from gatepost.pages import return_to
+from gatepost.http.app import DATABASE
 from gatepost.pages.acting import Act, Page, Shown
 from gatepost.pages.forms import Form
+from gatepost.pages.page import target_of
 from gatepost.sessions.session import Session, timestamp
 
 MAX_SHOWN = 200
@@ -42,7 +42,7 @@ OVERVIEW = Page("/me", "account/overview.html", _account)
 
 async def _back(request: web.Request, _session: Session) -> Shown:
     """Where somebody was going who is asked for another password on the way."""
-    return {"back": return_to.safe(request.query.get("return_to", ""), request.app[CONFIG].pages.return_to)}
+    return {"back": target_of(request, request.query.get("return_to", ""))}
 
 
 PASSWORD = Page("/me/password", "account/password.html", _back)

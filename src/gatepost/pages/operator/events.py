@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 from gatepost.admin import events_handlers, events_queries
 from gatepost.errors import InvalidBody
 from gatepost.http.app import DATABASE
+from gatepost.http.body import GIVEN, read_query
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.account.devices import devices
 from gatepost.pages.acting import Page, Shown
@@ -75,7 +76,8 @@ def _file(kind: str, media_type: str, write: Callable[[events_queries.Event], st
 
     @signed_in("admin")
     async def download(request: web.Request, _session: Session) -> web.StreamResponse:
-        which = events_handlers.Which.model_validate({k: v for k, v in _asked(request).items() if k != "cursor"})
+        request[GIVEN] = {name: text for name, text in _asked(request).items() if name != "cursor"}
+        which = read_query(request, events_handlers.Which)
         response = web.StreamResponse(
             headers={
                 hdrs.CONTENT_TYPE: f"{media_type}; charset=utf-8",
@@ -83,10 +85,11 @@ def _file(kind: str, media_type: str, write: Callable[[events_queries.Event], st
             }
         )
         await response.prepare(request)
-        await response.write(head.encode())
-        wanted = events_queries.Filter(which.user, which.actor, which.kind, which.since, which.until)
-        async for events in _batches(request.app[DATABASE], wanted):
-            await response.write("".join(map(write, events)).encode("utf-8", "replace"))
+        if request.method != hdrs.METH_HEAD:
+            await response.write(head.encode())
+            wanted = events_queries.Filter(which.user, which.actor, which.kind, which.since, which.until)
+            async for events in _batches(request.app[DATABASE], wanted):
+                await response.write("".join(map(write, events)).encode("utf-8", "replace"))
         await response.write_eof()
         return response
 
