@@ -223,8 +223,13 @@ class Postgres:
         self._process.wait(300)
 
     def _signal_all(self, signal_: signal.Signals) -> list[int]:
+        """The postmaster stands still while its children are listed: it could fork another that no one signals."""
         assert self._process is not None
-        processes = [self._process.pid, *descendants(self._process.pid)]
+        postmaster = self._process.pid
+        os.kill(postmaster, signal.SIGSTOP)
+        while _state(postmaster) not in "TZ":
+            time.sleep(0.001)
+        processes = [*descendants(postmaster), postmaster]
         for pid in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal_)
@@ -239,7 +244,12 @@ def give(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    return _state(pid) != "Z"
+
+
+def _state(pid: int) -> str:
+    """The letter that `ps` shows; Z, as for one that nobody has waited for, when it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return "Z"

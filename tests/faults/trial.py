@@ -227,11 +227,12 @@ def _connections(server: Postgres, at_most: int) -> int:
 
 async def _felt(load: Load, began: float, kinds: Collection[str]) -> None:
     """Wait until a request of these kinds, if there are any, is refused or lost: slow machines break slowly too."""
-    async with asyncio.timeout(120):
-        while kinds and not any(
-            r.status in {503, None} and r.kind in kinds and r.ended > began for r in load.history
-        ):
-            await asyncio.sleep(0.05)
+    deadline = time.monotonic() + 120
+    while kinds and not any(r.status in {503, None} and r.kind in kinds and r.ended > began for r in load.history):
+        if time.monotonic() > deadline:
+            answers = Counter((r.kind, r.status, r.code) for r in load.history if r.ended > began)
+            pytest.fail(f"no request of {kinds} felt it: {answers}", pytrace=False)
+        await asyncio.sleep(0.05)
 
 
 async def _calm(load: Load, seconds: float, until: float) -> None:
