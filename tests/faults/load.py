@@ -9,6 +9,7 @@ import json
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -101,9 +102,10 @@ class Load:
 
     async def everything_happened(self) -> None:
         """Wait until each kind of request was done: a load in which nobody logs out says nothing of logouts."""
-        async with asyncio.timeout(10 * PATIENCE):
-            while set(get_args(Kind)) - {r.kind for r in self.history if r.done}:
-                await asyncio.sleep(0.05)
+        deadline = time.monotonic() + 10 * PATIENCE
+        while missing := set(get_args(Kind)) - {r.kind for r in self.history if r.done}:
+            assert time.monotonic() < deadline, f"no {missing}: {Counter((r.kind, r.status) for r in self.history)}"
+            await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
         """Send no more; wait for the answers to what was sent."""

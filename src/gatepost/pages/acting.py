@@ -15,6 +15,9 @@ from gatepost.pages.forms import Answer, Form, ask, read_form
 from gatepost.pages.page import go, show, show_problems_on, signed_in
 from gatepost.sessions.session import Session
 
+ROWS = "25"
+"""Of a list on one page, as the handler of the API is asked; the next ones are behind a link."""
+
 Shown = dict[str, Any]
 Read = Callable[[web.Request, Session], Awaitable[Shown]]
 

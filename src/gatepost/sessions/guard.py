@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gatepost.errors import ConfirmationRequired, FactorRequired, Forbidden, TooManyAttempts, Unauthorized
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, Handler
@@ -20,6 +20,9 @@ LOOKUP = web.AppKey("lookup", Lookup)
 LAST_SEEN = web.AppKey("last_seen", LastSeen)
 FAILED_LOOKUPS = web.AppKey("failed_lookups", FailedLookups)
 
+FOUND: web.RequestKey[Session] = web.RequestKey("found")
+"""The caller of a request that only reads: a page and each handler that it asks want it, and it is looked up once."""
+
 GuardedHandler = Callable[[web.Request, Session], Awaitable[web.StreamResponse]]
 
 
@@ -28,11 +31,15 @@ async def caller(request: web.Request, asked: Asked | None = None, *, restricted
 
     Raises what `session_token` raises, FactorRequired, and DatabaseUnavailable.
     """
-    session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
-    if session is not None:
-        request.app[LAST_SEEN].record(session.token_hash)
-        if session.restricted and not restricted:
-            raise FactorRequired
+    session = request.get(FOUND) if asked is None else None
+    if session is None:
+        session = await request.app[LOOKUP].find(hash_token(session_token(request, asked)))
+        if session is not None:
+            request.app[LAST_SEEN].record(session.token_hash)
+            if asked is None and request.method in (hdrs.METH_GET, hdrs.METH_HEAD):
+                request[FOUND] = session
+    if session is not None and session.restricted and not restricted:
+        raise FactorRequired
     return session
 
 

@@ -15,9 +15,10 @@ from gatepost.http.app import DATABASE
 from gatepost.http.body import GIVEN, read_query
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.account.devices import devices
-from gatepost.pages.acting import Page, Shown
+from gatepost.pages.acting import ROWS, Page, Shown
 from gatepost.pages.forms import ask
-from gatepost.pages.page import signed_in, told
+from gatepost.pages.languages import Words
+from gatepost.pages.page import PAGES, signed_in, told
 from gatepost.postgres.database import Database
 from gatepost.sessions.session import Session, timestamp
 
@@ -41,10 +42,24 @@ async def _events(request: web.Request, _session: Session) -> Shown:
     asked = _asked(request)
     shown = {"asked": asked, "kinds": sorted(KINDS)}
     try:
-        found = (await ask(request, events_handlers.list_events, **asked)).document
+        found = (await ask(request, events_handlers.list_events, **asked, limit=ROWS)).document
     except InvalidBody as problem:
-        return {**shown, "events": [], "next": None, "devices": {}, **told(request, problem)}
-    return {**shown, **found, "devices": await devices(event["user_agent"] for event in found["events"])}
+        return {**shown, "events": [], "next": None, **told(request, problem)}
+    names = await devices(event["user_agent"] for event in found["events"])
+    words = request.app[PAGES].words(request)
+    return {**shown, "next": found["next"], "events": [_shown(event, names, words) for event in found["events"]]}
+
+
+def _shown(event: dict[str, Any], names: dict[str, str], words: Words) -> dict[str, Any]:
+    """An event as the template has it: what it would call 25 times costs it twice as much as it does here."""
+    return {
+        "kind": event["kind"],
+        "user_id": event["user_id"],
+        "at": event["at"],
+        "when": words.moment(event["at"]),
+        "where": "".join(f", {each}" for each in (event["ip"], names.get(event["user_agent"])) if each),
+        "detail": event["detail"],
+    }
 
 
 EVENTS = Page("/operator/events", "operator/events.html", _events, role="admin")

@@ -9,7 +9,7 @@ from gatepost.admin import factors_handlers, handlers
 from gatepost.errors import BadRequest, FieldError, InvalidBody
 from gatepost.http import strict_json
 from gatepost.pages.account.devices import devices
-from gatepost.pages.acting import Act, Page, Shown
+from gatepost.pages.acting import ROWS, Act, Page, Shown
 from gatepost.pages.forms import Form, ask
 from gatepost.pages.page import told
 from gatepost.recovery import handlers as recovery
@@ -21,7 +21,7 @@ _FILTERS = ("prefix", "email", "role", "disabled", "cursor")
 async def _users(request: web.Request, _session: Session) -> Shown:
     asked = {name: request.query[name].strip() for name in _FILTERS if request.query.get(name, "").strip()}
     try:
-        found = (await ask(request, handlers.list_users, **asked)).document
+        found = (await ask(request, handlers.list_users, **asked, limit=ROWS)).document
     except InvalidBody as problem:
         return {"users": [], "next": None, "asked": asked, **told(request, problem)}
     return {**found, "asked": asked}
