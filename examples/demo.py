@@ -45,6 +45,26 @@ _DAY = Statement("""
     FROM guesses WHERE at < clock_timestamp()
     RETURNING 1
 """)
+# The number of sessions follows the sign-ins only slowly. Guesses make hashes wait.
+_GAUGES = Statement("""
+    WITH hours AS (
+        SELECT h, date_trunc('hour', clock_timestamp() - make_interval(hours => h), 'UTC') AS at
+        FROM generate_series(0, :days * 24) AS h
+    )
+    INSERT INTO gatepost.gauge_peaks (span, at, name, peak)
+    SELECT 'hour', at, 'live_sessions',
+        (900 - h / 2 + 120 * sin(extract(hour FROM at) / 24 * pi()) + 20 * random())::int
+    FROM hours
+    UNION ALL
+    SELECT 'hour', at, 'hashes_waiting', (1 + 30 * random())::int
+    FROM hours WHERE (h / 24) % 7 = 3 AND extract(hour FROM at) = 2
+    UNION ALL
+    SELECT 'minute', date_trunc('minute', clock_timestamp() - make_interval(mins => m), 'UTC'), 'live_sessions',
+        (950 + 10 * random())::int
+    FROM generate_series(0, 59) AS m
+    ON CONFLICT (span, at, name) DO UPDATE SET peak = excluded.peak
+    RETURNING 1
+""")
 _COUNT_ANEW = Statement("""
     WITH gone AS (DELETE FROM gatepost.event_counts)
     UPDATE gatepost.event_counts_until
@@ -61,6 +81,10 @@ async def _day(connection: Connection, day: int) -> None:
     await _DAY.all(connection, day=day, number=SIGN_INS)
 
 
+async def _gauges(connection: Connection) -> None:
+    await _GAUGES.all(connection, days=DAYS)
+
+
 async def _count_anew(connection: Connection) -> None:
     await _COUNT_ANEW.all(connection, days=DAYS)
 
@@ -70,6 +94,7 @@ async def fill(database: Database) -> None:
     await database.write(_users)
     for day in range(DAYS + 1):
         await database.write(_day, day)
+    await database.write(_gauges)
     await database.write(_count_anew)
     await count_all(database)
 

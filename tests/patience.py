@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gatepost.http import feature
+from gatepost.pages import feature as pages
 from gatepost.postgres import connection, database, pool
 from gatepost.postgres.embedded import EmbeddedPostgres
 from gatepost.sessions import lookup, upkeep
@@ -32,6 +33,8 @@ _OURS: list[tuple[Any, str, Any]] = [
     # What comes once a minute does not come into a test that takes longer than that.
     (upkeep, "INTERVAL", 3600.0),
     (feature, "SWEEP", 3600.0),
+    (pages, "SWEEP", 3600.0),
+    (pages, "RECORD", 3600.0),
 ]
 _THEIRS = [(module, name, getattr(module, name)) for module, name, _ in _OURS]
 

@@ -291,6 +291,20 @@ async def test_the_estimate_follows_a_machine_that_becomes_slower(held: Held) ->
     hasher.close()
 
 
+async def test_the_peak_is_the_most_that_have_waited_at_once_since_it_was_last_asked(held: Held) -> None:
+    hasher = hashing.Hasher(1, 100, 60.0)
+    held.seconds = {"argon2": 0.1}
+    kind = with_salt("$argon2id$v=19$m=8192,t=1,p=1", bytes(16))
+    assert hasher.take_peak() == 0
+    tasks = [asyncio.create_task(hasher.derive(kind, bytes)) for _ in range(4)]
+    await eventually(lambda: hasher.waiting == 3)
+    assert [hasher.take_peak(), hasher.take_peak()] == [3, 3]  # they still wait
+    held.go_on.set()
+    await asyncio.gather(*tasks)
+    assert [hasher.take_peak(), hasher.take_peak()] == [3, 0]
+    hasher.close()
+
+
 async def test_a_cancelled_caller_gives_its_place_away_and_is_not_hashed(held: Held) -> None:
     hasher = hashing.Hasher(1, 2, 2.0)
     held.seconds = {"argon2": 0.1}

@@ -11,13 +11,24 @@ from aiohttp import ClientSession, CookieJar
 from aiohttp.test_utils import TestClient
 
 from gatepost.config import Config, WebServerConfig
+from gatepost.pages import feature
 from gatepost.pages.operator import queries
 from gatepost.pages.operator.charts import HEIGHT, WIDTH, chart
 from gatepost.pages.operator.overview import SPANS
 from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import OPERATOR_PAGES
 from gatepost.server import WebServer
-from tests.conftest import PASSWORD, Client, ProductionServer, StartServer, log_in, register, rows, with_mail
+from tests.conftest import (
+    PASSWORD,
+    Client,
+    ProductionServer,
+    StartServer,
+    eventually,
+    log_in,
+    register,
+    rows,
+    with_mail,
+)
 from tests.received_mail import Folder
 from tests.test_factors import grow_stale
 from tests.visitor import SAME_ORIGIN, Visitor
@@ -298,16 +309,66 @@ async def test_old_counts_go(database: Database, dsn: Dsn) -> None:
     assert rows(dsn, "SELECT span FROM gatepost.event_counts WHERE kind = 'x'") == [("hour",)]
 
 
+def had_waited(dsn: Dsn, hashes: int, ago: timedelta) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.gauge_peaks SELECT span, date_trunc(span, clock_timestamp() - %s, 'UTC'), "
+        "'hashes_waiting', %s FROM (VALUES ('minute'), ('hour')) AS spans (span) "
+        "ON CONFLICT (span, at, name) DO NOTHING RETURNING 1",
+        ago,
+        hashes,
+    )
+
+
+def peaks(dsn: Dsn, name: str) -> dict[str, int]:
+    """The highest of each span."""
+    found = rows(dsn, "SELECT span, max(peak) FROM gatepost.gauge_peaks WHERE name = %s GROUP BY 1", name)
+    return dict(found)
+
+
+async def test_of_a_gauge_the_highest_value_is_kept(database: Database, dsn: Dsn) -> None:
+    for waiting, highest in ((3, 3), (9, 9), (5, 9), (0, 9)):
+        await database.write(queries.record_gauges, waiting)
+        assert peaks(dsn, "hashes_waiting") == {"minute": highest, "hour": highest}
+
+
+async def test_old_peaks_go(database: Database, dsn: Dsn) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.gauge_peaks VALUES ('minute', now() - interval '4 hours', 'x', 1), "
+        "('hour', now() - interval '63 days', 'x', 1), ('hour', now() - interval '61 days', 'x', 1) RETURNING 1",
+    )
+    await database.write(queries.record_gauges, 0)
+    assert peaks(dsn, "x") == {"hour": 1}
+
+
+async def test_the_server_keeps_how_many_sessions_there_were(
+    config: Config, start_server: StartServer, dsn: Dsn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature, "RECORD", 0.05)
+    client = await start_server(config)
+    await register(client, "ada")
+    await log_in(client)
+    await eventually(lambda: peaks(dsn, "live_sessions") != {})
+
+
 async def test_the_overview_shows_what_was_and_what_is_wrong(operator: Visitor, client: Client, dsn: Dsn) -> None:
     for _ in range(3):
         await Visitor(client).sign_in("grace", "not that one, really")
+    had_waited(dsn, 2000, timedelta(hours=2))
+    had_waited(dsn, 7, timedelta(minutes=2))
     page = await operator.get("/operator")
     assert page.notice is None
     assert page.text_of("p", **{"class": "notice"}) == ["All is well."]
     assert page.text_of("h2") == [span.title for span in SPANS]
     labels = [each.attrib["aria-label"] for each in page.all("svg")]
-    assert labels[::3] == ["Sign-ins: 1 succeeded, 3 failed"] * 3
-    assert labels[2::3] == ["New users: 1"] * 3
+    assert labels[::5] == ["Sign-ins: 1 succeeded, 3 failed"] * 3
+    assert labels[2::5] == ["New users: 1"] * 3
+    assert labels[4::5] == [
+        "Hashes waiting: at most 7",
+        "Hashes waiting: at most 2,000",
+        "Hashes waiting: at most 2,000",
+    ]
     count_from(dsn, timedelta(hours=1))
     page = await operator.get("/operator")
     assert page.text_of("li")[-1] == "Events of more than ten minutes are not counted yet."

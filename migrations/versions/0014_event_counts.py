@@ -1,4 +1,4 @@
-"""How many events of each kind there were, by minute and by hour: the overview asks for a month of them."""
+"""How many events of each kind there were, and how high gauges rose, by minute and by hour: a month to look back."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -29,6 +29,15 @@ def upgrade() -> None:
         sa.CheckConstraint("singleton", name="only_one"),
         schema="gatepost",
     )
+    op.create_table(
+        "gauge_peaks",
+        sa.Column("span", sa.Text, primary_key=True, nullable=False),
+        sa.Column("at", TIMESTAMP(timezone=True), primary_key=True, nullable=False),
+        sa.Column("name", sa.Text, primary_key=True, nullable=False),
+        sa.Column("peak", sa.BigInteger, nullable=False),
+        sa.CheckConstraint("span IN ('minute', 'hour')", name="span_known"),
+        schema="gatepost",
+    )
     op.execute("""
         INSERT INTO gatepost.event_counts_until (at)
         SELECT date_trunc('minute', greatest(
@@ -39,5 +48,6 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
+    op.drop_table("gauge_peaks", schema="gatepost")
     op.drop_table("event_counts_until", schema="gatepost")
     op.drop_table("event_counts", schema="gatepost")

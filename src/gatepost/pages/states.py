@@ -277,7 +277,14 @@ STATES: dict[str, State] = {
             "wrong": [],
             "numbers": {"live_sessions": 1204, "users": 5310, "hashes": 0, "mails": 2},
             "spans": [
-                {"title": title, "logins": _chart(2), "throttled": _chart(1), "new": _chart(1)}
+                {
+                    "title": title,
+                    "logins": _chart(2),
+                    "throttled": _chart(1),
+                    "new": _chart(1),
+                    "sessions": _chart(1),
+                    "hashes": _chart(1),
+                }
                 for title in ("The last hour", "The last day", "The last month")
             ],
         },

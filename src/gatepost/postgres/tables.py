@@ -14,6 +14,7 @@ __all__ = [
     "event_counts",
     "event_counts_until",
     "events",
+    "gauge_peaks",
     "known_places",
     "metadata",
     "outbox",
@@ -257,6 +258,17 @@ event_counts_until = sa.Table(
     sa.Column("singleton", sa.Boolean, primary_key=True, nullable=False, server_default=sa.text("true")),
     sa.Column("at", TIMESTAMP(timezone=True), nullable=False),
     sa.CheckConstraint("singleton", name="only_one"),
+)
+
+# The highest value of each gauge, by minute and by hour. Of what each process has, the highest of any.
+gauge_peaks = sa.Table(
+    "gauge_peaks",
+    metadata,
+    sa.Column("span", sa.Text, primary_key=True, nullable=False),
+    sa.Column("at", TIMESTAMP(timezone=True), primary_key=True, nullable=False),
+    sa.Column("name", sa.Text, primary_key=True, nullable=False),
+    sa.Column("peak", sa.BigInteger, nullable=False),
+    sa.CheckConstraint("span IN ('minute', 'hour')", name="span_known"),
 )
 
 # Secrets that all nodes of one deployment share and nobody else knows.

@@ -71,8 +71,9 @@ async def _overview(request: web.Request, _session: Session) -> Shown:
 async def _charts(database: Database, span: Span, now: datetime) -> dict[str, Any]:
     begin = _floor(now.astimezone(UTC), span) - span.step * (span.columns - 1)
     found = await database.read(queries.counts, unit=span.unit, span=span.counts, since=begin, kinds=_KINDS)
+    gauges = await database.read(queries.peaks, unit=span.unit, span=span.counts, since=begin)
     by_kind: dict[str, dict[datetime, int]] = defaultdict(dict)
-    for at, kind, number in found:
+    for at, kind, number in (*found, *gauges):
         by_kind[kind][at.astimezone(UTC)] = number
 
     def drawn(*series: Sequence[str]) -> Chart:
@@ -82,7 +83,14 @@ async def _charts(database: Database, span: Span, now: datetime) -> dict[str, An
         ]
         return chart(added, begin, span.step, span.columns)
 
-    return {"title": span.title, "logins": drawn(WON, LOST), "throttled": drawn(THROTTLED), "new": drawn(NEW)}
+    return {
+        "title": span.title,
+        "logins": drawn(WON, LOST),
+        "throttled": drawn(THROTTLED),
+        "new": drawn(NEW),
+        "sessions": drawn(["live_sessions"]),
+        "hashes": drawn(["hashes_waiting"]),
+    }
 
 
 def _floor(moment: datetime, span: Span) -> datetime:

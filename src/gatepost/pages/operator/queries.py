@@ -1,4 +1,4 @@
-"""Counts of events, and the state of things, in SQL."""
+"""Counts of events, peaks of gauges, and the state of things, in SQL."""
 
 import contextlib
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gatepost.errors import NotPermitted
 from gatepost.postgres.database import Connection, Database, Statement
+from gatepost.security.credentials.hashing import Hasher
 
 # Seconds after which an event is surely there to be counted: a statement that records one has 1.8 seconds.
 SETTLED = 30
@@ -65,7 +66,7 @@ async def count_all(database: Database) -> None:
 
 
 class Counted(NamedTuple):
-    """How many events of a kind there were in the time that begins with ``at``."""
+    """How many events of a kind there were in the time that begins with ``at``, or how high a gauge rose."""
 
     at: datetime
     kind: str
@@ -94,6 +95,48 @@ async def counts(
     """How many events of these kinds there were since then, by ``unit``; from the counts by ``span``."""
     rows = await _COUNTS.all(connection, unit=unit, span=span, since=since, kinds=list(kinds))
     return [Counted(*row) for row in rows]
+
+
+# Sessions as Postgres estimates the rows: it costs the same for any number of them. In the order of the key, so that
+# nodes that do this at the same time wait for each other instead of ending in a deadlock.
+_RECORD = Statement("""
+    WITH old AS (
+        DELETE FROM gatepost.gauge_peaks
+        WHERE span = 'minute' AND at < clock_timestamp() - make_interval(secs => :minutes_kept)
+            OR span = 'hour' AND at < clock_timestamp() - make_interval(secs => :hours_kept)
+    )
+    INSERT INTO gatepost.gauge_peaks AS before (span, at, name, peak)
+    SELECT s.span, date_trunc(s.span, clock_timestamp(), 'UTC'), g.name, g.value
+    FROM (VALUES ('hour'), ('minute')) AS s (span), (VALUES
+        ('hashes_waiting', CAST(:hashes_waiting AS bigint)),
+        ('live_sessions', pg_stat_get_live_tuples('gatepost.sessions'::regclass))) AS g (name, value)
+    WHERE g.value > 0
+    ORDER BY s.span, g.name
+    ON CONFLICT (span, at, name) DO UPDATE SET peak = excluded.peak WHERE excluded.peak > before.peak
+    RETURNING 1
+""")
+
+
+async def record_gauges(connection: Connection, hashes_waiting: int) -> None:
+    """Keep how many sessions are live, and how many hashes have waited in this process lately."""
+    await _RECORD.all(connection, hashes_waiting=hashes_waiting, minutes_kept=KEPT["minute"], hours_kept=KEPT["hour"])
+
+
+async def record_all(database: Database, hasher: Hasher) -> None:
+    """`record_gauges`. Does nothing where our role may not. Raises DatabaseUnavailable."""
+    with contextlib.suppress(NotPermitted):
+        await database.write(record_gauges, hasher.take_peak())
+
+
+_PEAKS = Statement("""
+    SELECT date_trunc(:unit, at, 'UTC'), name, max(peak)
+    FROM gatepost.gauge_peaks WHERE span = :span AND at >= :since GROUP BY 1, 2
+""")
+
+
+async def peaks(connection: Connection, *, unit: str, span: str, since: datetime) -> list[Counted]:
+    """How high each gauge has risen since then, by ``unit``; from the peaks by ``span``."""
+    return [Counted(*row) for row in await _PEAKS.all(connection, unit=unit, span=span, since=since)]
 
 
 class State(NamedTuple):

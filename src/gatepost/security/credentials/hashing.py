@@ -86,6 +86,7 @@ class Hasher:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="hashing", initializer=_nice)
         self._lock = threading.Lock()  # threads subtract, the event loop adds
         self._admitted = 0
+        self._peak = 0
         self._expected = 0.0  # seconds that all of them will take, one after the other
         self._of_places: dict[str, Load] = {}  # of those that have hashes here
         self._rates: dict[str, float] = {}  # seconds for a unit of `Kind.work`, by family
@@ -103,6 +104,12 @@ class Hasher:
     def waiting(self) -> int:
         """Hashes that wait for a thread."""
         return self._admitted - self.running
+
+    def take_peak(self) -> int:
+        """The most hashes that have waited at once since this was last asked."""
+        with self._lock:
+            peak, self._peak = self._peak, self.waiting
+        return peak
 
     @property
     def wait(self) -> float:
@@ -155,6 +162,7 @@ class Hasher:
     def _count(self, hashes: int, seconds: float, place: str | None) -> None:
         with self._lock:
             self._admitted += hashes
+            self._peak = max(self._peak, self.waiting)
             self._expected = self._expected + seconds if self._admitted else 0.0
             if place:
                 before = self._of_places.pop(place, Load())
