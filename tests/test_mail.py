@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import re
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -409,6 +410,72 @@ async def test_an_operator_lets_somebody_try_again_also_with_an_address(world: W
     assert [(await world.call("POST", path, body=body))[0] for path, body in wanted] == [200, 202]
 
 
+async def administrator(client: Client, dsn: Dsn) -> str:
+    await register(client, "grace")
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' WHERE username = 'grace' RETURNING 1")
+    return await log_in(client, "grace")
+
+
+async def add(world: World, token: str, username: str, **more: object) -> str:
+    """Add a user; the id."""
+    status, answer = await world.call("POST", "/admin/users", token, {"username": username, **more})
+    assert status == 201, answer
+    return str(answer["user"]["id"])
+
+
+async def invite(world: World, token: str, user: str) -> tuple[int, Any]:
+    return await world.call("POST", f"/admin/users/{user}/invitation", token, **{"Accept-Language": "de"})
+
+
+async def test_an_invitation_counts_once_and_for_seven_days(world: World) -> None:
+    token = await administrator(world.client, world.dsn)
+    ada = await add(world, token, "ada", email="ada@example.org")
+    assert await invite(world, token, ada) == (202, {"status": "success"})
+    mail = await world.mailbox.receive("ada@example.org", kind="Ihr Konto bei")
+    assert "Guten Tag ada," in mail.text
+    code = mail.link("recovery")
+    assert f"{PAGE}#recovery={code}" in mail.text
+    # A short code would be too easy to guess in seven days.
+    kept = rows(
+        world.dsn, "SELECT typed_hash, round(extract(epoch FROM expires_at - created_at)) FROM gatepost.codes"
+    )
+    assert kept == [(None, 7 * 86400)]
+    assert (await world.redeem(code, new="short"))[0] == 422
+    assert (await world.redeem(code))[0] == 200
+    assert (await world.redeem(code))[0] == 403
+    await log_in(world.client, password=NEW)
+    started = rows(
+        world.dsn,
+        "SELECT e.user_id::text, u.username FROM gatepost.events e JOIN gatepost.users u ON u.id = e.actor_id "
+        "WHERE kind = 'authn_password_reset_started'",
+    )
+    assert started == [(ada, "grace")] * 2  # one is the code that came with the account
+
+
+async def test_an_invitation_ends_with_what_the_user_was_when_it_was_sent(world: World) -> None:
+    token = await administrator(world.client, world.dsn)
+    ada = await add(world, token, "ada", email="ada@example.org")
+    await invite(world, token, ada)
+    code = (await world.mailbox.receive("ada@example.org", kind="Ihr Konto bei")).link("recovery")
+    assert (await world.call("PATCH", f"/admin/users/{ada}", token, {"disabled": True}))[0] == 200
+    assert (await world.redeem(code))[0] == 403
+    assert (await world.call("PATCH", f"/admin/users/{ada}", token, {"disabled": False}))[0] == 200
+    assert (await world.redeem(code))[0] == 403
+
+
+async def test_who_cannot_be_invited_is_named_and_gets_no_mail(world: World) -> None:
+    token = await administrator(world.client, world.dsn)
+    ada = await add(world, token, "ada", email="ada@example.org")
+    bob = await add(world, token, "bob")
+    assert (await invite(world, token, str(uuid.uuid4())))[0] == 404
+    status, answer = await invite(world, token, bob)
+    assert (status, answer["code"]) == (409, "no_address")
+    assert (await world.call("PATCH", f"/admin/users/{ada}", token, {"disabled": True}))[0] == 200
+    status, answer = await invite(world, token, ada)
+    assert (status, answer["code"]) == (409, "no_address")
+    assert rows(world.dsn, "SELECT count(*) FROM gatepost.outbox") == [(0,)]
+
+
 async def test_the_outbox_and_the_codes_hold_nothing_that_could_be_redeemed(world: World) -> None:
     await register(world.client, "ada")
     token = await log_in(world.client)
@@ -551,6 +618,8 @@ async def test_without_a_way_for_mail_to_leave_there_is_nothing_of_it(client: Cl
     ]:
         assert (await world.call(method, path, token, body))[0] == 404
     assert (await world.call("PUT", "/account/password", token, {"current": PASSWORD, "new": NEW}))[0] == 200
+    admin = await administrator(client, dsn)
+    assert (await invite(world, admin, await add(world, admin, "bob")))[0] == 404
     assert rows(dsn, "SELECT count(*) FROM gatepost.outbox") == [(0,)]
 
 

@@ -214,21 +214,31 @@ async def test_operators_have_their_pages_and_sign_in_on_an_address_of_their_own
             assert (answer.status, answer.url.path) == (200, "/operator")
 
 
-async def test_a_code_is_mailed_to_a_user(
+async def test_a_user_is_invited_by_mail_and_later_mailed_a_code(
     config: Config, start_server: StartServer, dsn: Dsn, tmp_path: Path
 ) -> None:
-    client = await start_server(with_mail(config, tmp_path / "mail"))
+    client, mails = await start_server(with_mail(config, tmp_path / "mail")), Folder(tmp_path / "mail")
     await register(client, "grace")
     rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")
     operator = Visitor(client, await log_in(client, "grace"))
     page = await operator.get("/operator/new-user")
     page = await operator.send(page.form("/operator/new-user"), username="bob", email="bob@example.org")
-    page = await operator.get(next(each.attrib["href"] for each in page.all("a") if "/users/" in each.attrib["href"]))
-    page = await operator.send(page.form(f"{page.path}/mail-code"))
-    assert page.notice == "A code is on its way to the user’s address."
-    mail = await Folder(tmp_path / "mail").receive("bob@example.org", kind="Choose a new password")
-    fields = {"code": mail.typed, "identifier": "bob", "new": "a new battery horse"}
+    assert "Or let us write to bob@example.org" in page.html
+    bob = next(each.attrib["href"] for each in page.all("a") if "/users/" in each.attrib["href"])
+    page = await operator.send(page.form(f"{bob}/invite"))
+    assert page.notice == "The invitation is on its way."
+    mail = await mails.receive("bob@example.org", kind="Your account at")
+    fields = {"code": mail.link("recovery"), "identifier": "", "new": "a new battery horse"}
     assert (await Visitor(client).post("/recover/code", fields)).path == "/sign-in?done=password_changed"
+    page = await operator.get(bob)
+    page = await operator.send(page.form(f"{bob}/mail-code"))
+    assert page.notice == "A code is on its way to the user’s address."
+    mail = await mails.receive("bob@example.org", kind="Choose a new password")
+    fields = {"code": mail.typed, "identifier": "bob", "new": "yet another horse"}
+    assert (await Visitor(client).post("/recover/code", fields)).path == "/sign-in?done=password_changed"
+    page = await operator.send((await operator.get(bob)).form(f"{bob}/disable"))
+    page = await operator.post(f"{bob}/invite", {})
+    assert (page.status, page.problem) == (409, "This user is disabled, or has no verified address.")
 
 
 # ------------------------------------------------------------------------------------------------- counts

@@ -251,6 +251,12 @@ class TooManyEmails(Conflict):
     code = "too_many_emails"
 
 
+class NoAddress(Conflict):
+    """This user is disabled, or has no verified address to write to."""
+
+    code = "no_address"
+
+
 class LastFactor(Conflict):
     """Your role demands a second factor, and this is the only one: add another first."""
 

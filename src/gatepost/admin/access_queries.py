@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gatepost.admin.actor import BY, NOTE, Actor
+from gatepost.errors import NoAddress, NotFound
 from gatepost.mail.codes import hash_link
 from gatepost.mail.outbox.queries import told
 from gatepost.postgres.database import Connection, Statement
@@ -43,6 +44,32 @@ async def start_reset(connection: Connection, user_id: str, reset: Reset, actor:
         connection, id=user_id, code_hash=hash_link(reset.code), lifetime=reset.lifetime, **actor.values()
     )
     return row[0] if row else None
+
+
+_INVITE = Statement(f"""
+    WITH told AS (
+        INSERT INTO gatepost.outbox (kind, user_id, email_id, address, language)
+        SELECT 'invitation', e.user_id, e.id, e.address, :language
+        FROM (SELECT id FROM gatepost.users WHERE id = :id AND disabled_at IS NULL FOR KEY SHARE) AS u
+        JOIN gatepost.emails e ON e.user_id = u.id AND e.is_primary
+        RETURNING user_id
+    ), recorded AS (
+        INSERT INTO gatepost.events (kind, user_id, actor_id, ip, user_agent, detail)
+        SELECT 'authn_password_reset_started', user_id, {BY}, {NOTE} FROM told
+    )
+    SELECT EXISTS (SELECT FROM told), EXISTS (SELECT FROM gatepost.users WHERE id = :id)
+""")
+
+
+async def invite(connection: Connection, user_id: str, language: str, actor: Actor) -> None:
+    """Queue a mail with which a user chooses a password. Raises NotFound, NoAddress."""
+    row = await _INVITE.first(connection, id=user_id, language=language, **actor.values())
+    assert row is not None
+    told, exists = row
+    if not exists:
+        raise NotFound
+    if not told:
+        raise NoAddress
 
 
 # Every session ends, and every login that waits for a code: they were opened, or begun, with what is gone now.

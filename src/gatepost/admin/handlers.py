@@ -12,12 +12,20 @@ from gatepost.accounts.queries import lock_profile
 from gatepost.admin import access_queries, cursor, queries
 from gatepost.admin.actor import Actor
 from gatepost.admin.user import Managed, Roles, UserRecord, canonical_prefix, new_code
-from gatepost.errors import ConfirmationRequired, EmailTaken, ForeignOrigin, LastAdmin, NotFound, UsernameTaken
+from gatepost.errors import (
+    ConfirmationRequired,
+    EmailTaken,
+    ForeignOrigin,
+    LastAdmin,
+    NoAddress,
+    NotFound,
+    UsernameTaken,
+)
 from gatepost.http.app import CONFIG, DATABASE, THROTTLE, json_response
 from gatepost.http.body import path_id, read_body, read_query
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
-from gatepost.mail.mailer import parse_field
+from gatepost.mail.mailer import Mailer, parse_field
 from gatepost.security import email
 from gatepost.sessions.guard import acting_confirmed, guarded_for
 from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
@@ -196,6 +204,22 @@ async def start_reset(request: web.Request, session: Session) -> web.Response:
     return json_response(ResetAnswer(reset=ResetDocument(code=reset.code, expires_at=timestamp(expires_at))))
 
 
+@operation(
+    Done,
+    status=202,
+    problems=(NotFound, NoAddress, ConfirmationRequired, ForeignOrigin),
+    event="authn_password_reset_started",
+)
+@guarded_for("admin")
+async def invite(request: web.Request, session: Session) -> web.Response:
+    """Mail an invitation: a code to choose a password with, which counts once, for seven days."""
+    mailer, user_id = Mailer.demand(request), path_id(request, "id")
+    async with _acting(request, session, on=user_id) as connection:
+        await access_queries.invite(connection, user_id, mailer.language(request), _actor(request, session))
+    mailer.wake()
+    return json_response(Done(status="success"), status=202)
+
+
 class UserSessions(TypedDict):
     """A user's live sessions, the newest first."""
 
@@ -274,6 +298,7 @@ routes = [
     web.patch("/admin/users/{id}", change_user),
     web.delete("/admin/users/{id}", delete_user),
     web.post("/admin/users/{id}/password-reset", start_reset),
+    web.post("/admin/users/{id}/invitation", invite),
     web.get("/admin/users/{id}/sessions", list_sessions),
     web.delete("/admin/users/{id}/sessions", end_sessions),
     web.delete("/admin/users/{id}/sessions/{handle}", end_session),

@@ -335,6 +335,14 @@ STATES: dict[str, State] = {
             "answer": {"reset": {"code": "0123456789abcdef" * 2, "expires_at": _NOW}},
         },
     ),
+    "user-added": (
+        "operator/code.html",
+        {
+            "session": _OPERATOR,
+            "path": "/operator/new-user",
+            "answer": {"user": _USER, "reset": {"code": "0123456789abcdef" * 2, "expires_at": _NOW}},
+        },
+    ),
     "events": (
         "operator/events.html",
         {

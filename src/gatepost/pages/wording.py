@@ -47,6 +47,7 @@ _OF_A_PROBLEM: dict[str, str] = {
     "passkey_taken": N_("This passkey belongs to an account already."),
     "last_factor": N_("Your role needs a second factor, and this is the only one. Please add another one first."),
     "last_admin": N_("This is the last administrator. Please make somebody else one first."),
+    "no_address": N_("This user is disabled, or has no verified address."),
     "no_second_factor": N_("There is no second factor yet. Please add one first."),
     "foreign_origin": N_(
         "This form was not sent by a page of ours, or your browser does not say which page sent it. "

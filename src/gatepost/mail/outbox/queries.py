@@ -135,21 +135,23 @@ _KEEP_CODE = Statement("""
 
 
 async def keep_code(
-    connection: Connection, purpose: str, to: Recipient, code: Code, *, lifetime: int, since: str | None
+    connection: Connection, purpose: str, to: Recipient, code: Code, *, lifetime: int, since: str | None, typed: bool
 ) -> None:
-    """Let this code be redeemed for ``lifetime`` seconds. ``since``: of an undo, when the address was verified."""
+    """Let this code be redeemed for ``lifetime`` seconds; with ``typed``, also the short one that is typed.
+    ``since``: of an undo, when the address was verified.
+    """
     undo = purpose == "undo_email"
     await _KEEP_CODE.all(
         connection,
         purpose=purpose,
         user_id=to.user_id,
-        # The address that is brought back may be deleted by then. And to type a code would be too easy for its days.
+        # The address that is brought back may be deleted by then.
         email_id=None if undo else to.email_id,
         address=to.address if undo else None,
         since=since,
         epoch=to.epoch,
         link_hash=code.link_hash,
-        typed_hash=None if undo else code.typed_hash,
+        typed_hash=code.typed_hash if typed else None,
         lifetime=lifetime,
     )
 

@@ -5,6 +5,7 @@ from typing import Any
 SAMPLES: dict[str, dict[str, Any]] = {
     "verify_email": {"code": "7KQ2-M9XD"},
     "recovery": {"username": "ada", "code": "7KQ2-M9XD"},
+    "invitation": {"username": "ada", "code": "0" * 32},
     "email_changed": {"username": "ada", "code": "0" * 32, "change": "added", "address": "new@example.org"},
     "password_changed": {"username": "ada"},
     "password_recovered": {"username": "ada"},

@@ -35,9 +35,15 @@ FIRST_ABSENCE, LONGEST_ABSENCE = 1.0, 60.0
 # Seconds after which a mail is given up.
 PATIENCE = 86400.0
 
-CODE_LIFETIME = 3600
-# What the codes of the other mails are for, and for how many seconds.
-_PURPOSES = {"verify_email": ("verify_email", CODE_LIFETIME), "email_changed": ("undo_email", 7 * 86400)}
+CODE_LIFETIME, LONG_LIFETIME = 3600, 7 * 86400
+# What the codes of the other mails are for, and for how many seconds. One that lasts longer than an hour is never a
+# short one to type: in days, it could be guessed.
+_PURPOSES = {
+    "verify_email": ("verify_email", CODE_LIFETIME),
+    "invitation": ("recovery", LONG_LIFETIME),
+    "email_changed": ("undo_email", LONG_LIFETIME),
+}
+_LONG = {kind for kind, (_, lifetime) in _PURPOSES.items() if lifetime > CODE_LIFETIME}
 
 
 class Sender:
@@ -170,7 +176,7 @@ class Sender:
         link = None
         values: dict[str, Any] = {"username": to.username, **mail.detail}
         if code is not None:
-            values["code"] = code.link if mail.kind == "email_changed" else code.typed
+            values["code"] = code.link if mail.kind in _LONG else code.typed
             link = self._link(mail, code)
         content = self._templates.render(mail.kind, mail.language, values, link)
         envelope = Envelope(to.address, mail.id, mail.created_at, mail.language)
@@ -207,7 +213,8 @@ class Sender:
         purpose, lifetime = _PURPOSES[mail.kind]
         code = await asyncio.to_thread(codes.new, purpose, str(recipient.email_id))
         since = mail.detail.get("since")
-        await database.write(queries.keep_code, purpose, recipient, code, lifetime=lifetime, since=since)
+        typed = mail.kind not in _LONG
+        await database.write(queries.keep_code, purpose, recipient, code, lifetime=lifetime, since=since, typed=typed)
         return recipient, code
 
     def _link(self, mail: Mail, code: Code) -> str | None:

@@ -91,6 +91,7 @@ routes = [
     _on("disable", handlers.change_user, "user_disabled", body=lambda _: {"disabled": True}),
     _on("enable", handlers.change_user, "user_enabled", body=lambda _: {"disabled": False}),
     _on("reset", handlers.start_reset, "", told="reset", answer="operator/code.html"),
+    _on("invite", handlers.invite, "invited", body=lambda _: {}),
     _on("mail-code", recovery.recover, "code_mailed", fields=("identifier",)),
     _on("unlock", handlers.unlock, "user_unlocked"),
     _on("sessions/end", handlers.end_sessions, "user_sessions_ended"),
