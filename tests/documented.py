@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
+from gatepost.http.app import RENDERER
 from gatepost.routes import api_document
 
 Json = dict[str, Any]
@@ -40,6 +41,8 @@ class Documented:
             return  # a route that a test has added
         if route.handler.__module__.startswith("gatepost.pages."):
             return  # for people; tests/test_pages.py judges it
+        if request.get(RENDERER):
+            return  # an error that is told to people, as a page
         if complaint := self._complaint(request, response):
             self.violations.append(f"{request.method} {request.path} -> {response.status}: {complaint}")
 

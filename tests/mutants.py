@@ -53,6 +53,21 @@ MUTANTS = [
     src("pages/sign_in.py", '"username": form.get("username", "")}', "**form}", "tests/test_pages.py"),
     src("pages/operator/queries.py", "FOR UPDATE SKIP LOCKED", "", "tests/test_operator_pages.py"),
     src("pages/operator/queries.py", "e.at < step.until", "true", "tests/test_operator_pages.py"),
+    src("pages/operator/queries.py", " WHERE excluded.peak > before.peak", "", "tests/test_operator_pages.py"),
+    src(
+        "sessions/guard.py",
+        "                request[FOUND] = session\n",
+        "                pass\n",
+        "tests/test_operator_pages.py",
+    ),
+    src("sessions/guard.py", "request.method in (hdrs.METH_GET, hdrs.METH_HEAD)", "True", "tests/test_pages.py"),
+    src("mail/outbox/sender.py", "typed = mail.kind not in _LONG", "typed = True", "tests/test_mail.py"),
+    src(
+        "admin/access_queries.py",
+        "id = :id AND disabled_at IS NULL FOR KEY",
+        "id = :id FOR KEY",
+        "tests/test_mail.py",
+    ),
     src("pages/operator/events.py", 'f"\'{cell}" if', "cell if", "tests/test_operator_pages.py"),
     src(
         "config/sections.py",
@@ -90,7 +105,7 @@ MUTANTS = [
         "tests/test_factors.py",
     ),
     src("services/handlers.py", " if not session.restricted}", "}", "tests/test_factors.py"),
-    src("sessions/guard.py", "if session.restricted and not restricted:", "if False:", "tests/test_factors.py"),
+    src("sessions/guard.py", "session.restricted and not restricted:", "False:", "tests/test_factors.py"),
     src(
         "sessions/current_password.py",
         "c.confirmed AND coalesce(p.digest",

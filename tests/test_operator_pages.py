@@ -18,6 +18,7 @@ from gatepost.pages.operator.overview import SPANS
 from gatepost.postgres.database import Database, Dsn
 from gatepost.routes import OPERATOR_PAGES
 from gatepost.server import WebServer
+from gatepost.sessions.guard import LOOKUP
 from tests.conftest import (
     PASSWORD,
     Client,
@@ -56,6 +57,15 @@ async def test_nobody_but_an_operator_sees_them(client: Client, ada_id: str) -> 
         assert (page.status, page.title) == (403, "This is not for you"), path
         assert "“admin”" in page.html
     assert "/operator" not in (await visitor.get("/me")).html
+
+
+async def test_a_page_looks_its_visitor_up_once_however_many_handlers_it_asks(
+    operator: Visitor, ada_id: str, client: Client
+) -> None:
+    lookup = client.app[LOOKUP]
+    before = lookup.tokens
+    assert (await operator.get(f"/operator/users/{ada_id}")).title == "ada"
+    assert lookup.tokens == before + 1
 
 
 async def test_an_operator_finds_a_user_and_changes_everything(

@@ -507,6 +507,30 @@ async def test_a_template_takes_the_place_of_ours(config: Config, start_server: 
     assert page.text_of("p")[-1] == "Mine"
 
 
+async def test_no_template_is_given_the_password_of_a_form_that_is_shown_again(
+    config: Config, start_server: StartServer, tmp_path: Path
+) -> None:
+    secret = "a secret that is short of nothing"
+    wrong = {
+        "sign_in.html": ("/sign-in", {"username": "ada", "password": secret}),
+        "sign_up.html": ("/sign-up", {"username": "ada", "password": secret}),
+        "new_password.html": ("/recover/code", {"code": "0" * 32, "new": secret}),
+        "account/password.html": ("/me/password", {"current": secret, "new": secret}),
+    }
+    (tmp_path / "account").mkdir()
+    for template in wrong:
+        given = "<p>given {{ form }} {{ errors }} {{ problem }}</p>"
+        (tmp_path / template).write_text(f'{{% extends "layout.html" %}}{{% block content %}}{given}{{% endblock %}}')
+    client = await start_server(with_pages(config, templates=tmp_path))
+    await register(client, "ada")
+    visitor = Visitor(client, await log_in(client))
+    for path, fields in wrong.values():
+        page = await visitor.post(path, fields)
+        assert page.status >= 400, path
+        assert "given {" in page.html, path
+        assert secret not in page.html, path
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -608,3 +632,27 @@ async def test_while_the_database_is_away_a_page_says_so_and_signs_nobody_out(
     assert (page.status, page.problem) == (503, "We cannot answer right now. Please try again in a moment.")
     assert page.headers["Retry-After"] == "1"
     assert visitor.cookies
+
+
+async def test_an_old_link_and_the_address_of_a_form_are_told_by_a_page_and_to_programs_as_ever(
+    client: Client,
+) -> None:
+    visitor, browser = Visitor(client), {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    page = await visitor.get("/no-longer-here", **browser)
+    assert (page.status, page.problem) == (404, "There is no such page.")
+    page = await visitor.get("/me/profile", **browser)
+    assert (page.status, page.title) == (405, "This did not work")
+    assert page.headers["Allow"] == "OPTIONS, POST"
+    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
+    for path, headers in (
+        ("/no-longer-here", {}),
+        ("/no-longer-here", {"Accept": "application/json"}),
+        ("/no-longer-here", {**browser, "Sec-Fetch-Mode": "cors"}),
+        ("/me/profile", {}),
+        ("/user", browser),
+        ("/user/confirm", browser),
+    ):
+        async with client.get(path, headers=headers) as answer:
+            assert answer.content_type == "application/problem+json", (path, headers)
+    async with client.post("/no-longer-here", headers=browser) as answer:
+        assert (answer.status, answer.content_type) == (404, "application/problem+json")

@@ -80,10 +80,14 @@ class WebServer:
         access_log = AccessLog(self.metrics, checks=config.log.checks)
         apart = config.webserver.operator_port is not None
         pages, operator_pages = (PUBLIC_PAGES, OPERATOR_PAGES) if config.pages.enabled else ([], [])
-        for_all, for_operators = PUBLIC_ROUTES + pages, OPERATOR_ROUTES + operator_pages
-        self.app = self._application(for_all if apart else for_all + for_operators, access_log)
+        all_pages = pages + operator_pages
+        self.app = (
+            self._application(PUBLIC_ROUTES, pages, access_log)
+            if apart
+            else self._application(PUBLIC_ROUTES + OPERATOR_ROUTES, all_pages, access_log)
+        )
         # Operators sign in on their own address, too.
-        self.operators = self._application(for_operators + pages, access_log) if apart else None
+        self.operators = self._application(OPERATOR_ROUTES, all_pages, access_log) if apart else None
         self._share(CONFIG, config)
         self._share(METRICS, self.metrics)
         self._share(UNTRUSTED_PROXY, OneWarning())
@@ -98,9 +102,11 @@ class WebServer:
         self._migrate = migrate or config.db.embedded
         self._resources = contextlib.AsyncExitStack()
 
-    def _application(self, routes: list[web.RouteDef], access_log: AccessLog) -> web.Application:
+    def _application(
+        self, routes: list[web.RouteDef], pages: list[web.RouteDef], access_log: AccessLog
+    ) -> web.Application:
         app = web.Application(middlewares=[problems(access_log)], client_max_size=MAX_BODY)
-        mount(app, routes)
+        mount(app, routes, pages)
         app.on_response_prepare.append(set_common_headers)
         app.on_response_prepare.append(self.stopping.close_connection)
         if self.config.webserver.cors_origins:

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 from aiohttp import hdrs, web
 
 from gatepost.errors import ConfirmationRequired, FactorRequired, Forbidden, Unauthorized
-from gatepost.http.app import CONFIG
+from gatepost.http.app import CONFIG, wants_a_page
 from gatepost.http.tokens import Asked
 
 _PAGES: dict[type[Unauthorized | Forbidden], str] = {
@@ -26,7 +26,7 @@ def way_out(request: web.Request, refusal: Unauthorized | Forbidden, asked: Aske
     config, page = request.app[CONFIG], _PAGES.get(type(refusal))
     if page is None or config.webserver.public_url is None or not config.pages.enabled:
         return None
-    if asked.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or not _wants_a_page(request):
+    if asked.method not in (hdrs.METH_GET, hdrs.METH_HEAD) or not wants_a_page(request):
         return None
     scheme = request.headers.get("X-Forwarded-Proto", "https")
     path = request.headers.get("X-Forwarded-Uri") or request.headers.get("X-Original-URI") or "/"
@@ -34,11 +34,3 @@ def way_out(request: web.Request, refusal: Unauthorized | Forbidden, asked: Aske
     if role is not None and page == "/forbidden":
         query["role"] = role
     return f"{config.webserver.public_url}{page}?{urlencode(query, errors='surrogateescape')}"
-
-
-def _wants_a_page(request: web.Request) -> bool:
-    """Whether a person waits for it in a browser. A script that fetches something says so where browsers tell
-    (Fetch Metadata), and is not sent to a page that it could not read.
-    """
-    accepts = request.headers.get(hdrs.ACCEPT, "")[:1024].lower()
-    return "text/html" in accepts and request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"

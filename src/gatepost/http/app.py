@@ -80,6 +80,18 @@ def render(problem: Problem) -> web.Response:
 RENDERER: web.RequestKey[Callable[[Problem], web.Response]] = web.RequestKey("renderer")
 """How this request's error is told, where that is not `render`: a page tells it as a page."""
 
+TELL_AS_PAGE: web.AppKey[Callable[[web.Request], None]] = web.AppKey("tell_as_page")
+"""Lets a request's errors be told as a page, where there are pages."""
+
+
+def wants_a_page(request: web.Request) -> bool:
+    """Whether a person waits for it in a browser. A script that fetches something says so where browsers tell
+    (Fetch Metadata), and is not sent to a page that it could not read.
+    """
+    accepts = request.headers.get(hdrs.ACCEPT, "")[:1024].lower()
+    return "text/html" in accepts and request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
+
+
 # ------------------------------------------------------------------------------------------- middleware
 
 
@@ -158,10 +170,12 @@ async def _expect(request: web.Request) -> None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-def mount(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
-    """Add the routes, and answers of our own shape for what is no route: 404, 405, OPTIONS."""
+def mount(app: web.Application, routes: Sequence[web.RouteDef], pages: Sequence[web.RouteDef]) -> None:
+    """Add the routes of the API and those for people, and answers of our own shape for what is no route: 404, 405,
+    OPTIONS.
+    """
     methods: dict[str, set[str]] = {}
-    for route in routes:
+    for route in (*routes, *pages):
         app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect)
         methods.setdefault(route.path, set()).add(route.method)
         if route.method == hdrs.METH_GET:
@@ -169,21 +183,32 @@ def mount(app: web.Application, routes: Sequence[web.RouteDef]) -> None:
             methods[route.path].add(hdrs.METH_HEAD)
     for path, of_path in methods.items():
         allowed = ", ".join(sorted({*of_path, hdrs.METH_OPTIONS}))
-        app.router.add_route("*", path, _other_methods(allowed), expect_handler=_expect)
+        for_people = any(path == page.path for page in pages)
+        app.router.add_route("*", path, _other_methods(allowed, for_people=for_people), expect_handler=_expect)
     app.router.add_resource("/{path:.*}", name=UNMATCHED).add_route("*", _no_route, expect_handler=_expect)
 
 
-def _other_methods(allowed: str) -> Handler:
+def _other_methods(allowed: str, *, for_people: bool) -> Handler:
     async def other_method(request: web.Request) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(status=204, headers={hdrs.ALLOW: allowed})
+        if for_people:
+            _tell_people(request)
         raise MethodNotAllowed(allowed)
 
     return other_method
 
 
-async def _no_route(_request: web.Request) -> web.StreamResponse:
+async def _no_route(request: web.Request) -> web.StreamResponse:
+    _tell_people(request)
     raise NotFound
+
+
+def _tell_people(request: web.Request) -> None:
+    """Who follows an old link, or reloads the address of a form, is told by a page."""
+    tell_as_page = request.app.get(TELL_AS_PAGE)
+    if tell_as_page and request.method in (hdrs.METH_GET, hdrs.METH_HEAD) and wants_a_page(request):
+        tell_as_page(request)
 
 
 async def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -7,12 +7,12 @@ from functools import partial
 
 from aiohttp import web
 
-from gatepost.http.app import CREDENTIALS
+from gatepost.http.app import CREDENTIALS, TELL_AS_PAGE
 from gatepost.http.feature import SWEEP, Feature, Parts
 from gatepost.pages import account, assets, gallery, operator, recover, sign_in, sign_up, turned_away
 from gatepost.pages.assets import ASSETS
 from gatepost.pages.operator.queries import count_all, record_all
-from gatepost.pages.page import PAGES, Pages
+from gatepost.pages.page import PAGES, Pages, tell_as_page
 from gatepost.pages.states import STATES
 from gatepost.process.periodic import every
 
@@ -30,6 +30,7 @@ async def _open(parts: Parts) -> AsyncIterator[None]:
         await asyncio.to_thread(pages.try_templates, parts.config.pages.templates, STATES)
     parts.share(PAGES, pages)
     parts.share(ASSETS, pages.assets)
+    parts.share(TELL_AS_PAGE, tell_as_page)
     record = partial(record_all, parts.database, parts[CREDENTIALS].hasher)
     async with every(SWEEP, partial(count_all, parts.database)), every(RECORD, record):
         yield

@@ -184,6 +184,11 @@ def show_problems_on(
     request[RENDERER] = render
 
 
+def tell_as_page(request: web.Request) -> None:
+    """Let whatever goes wrong be told on a page of its own."""
+    show_problems_on(request, "problem.html")
+
+
 def told(request: web.Request, problem: Problem) -> dict[str, Any]:
     """What a page shows of a problem for which it is shown all the same."""
     words = request.app[PAGES].words(request)
@@ -206,7 +211,7 @@ def page(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def of_a_page(request: web.Request) -> web.StreamResponse:
-        show_problems_on(request, "problem.html")
+        tell_as_page(request)
         if request.method == hdrs.METH_POST:
             demand_own_origin(request)
         return await handler(request)
