@@ -52,6 +52,12 @@ MUTANTS = [
     src("pages/page.py", "role not in session.roles", "False", "tests/test_operator_pages.py"),
     src("pages/sign_in.py", '"username": form.get("username", "")}', "**form}", "tests/test_pages.py"),
     src("pages/operator/queries.py", "FOR UPDATE SKIP LOCKED", "", "tests/test_operator_pages.py"),
+    src(
+        "pages/operator/queries.py",
+        "statement_timestamp() - interval '10 minutes'",
+        "clock_timestamp() - interval '10 minutes'",
+        "tests/test_operator_pages.py",
+    ),
     src("pages/operator/queries.py", "e.at < step.until", "true", "tests/test_operator_pages.py"),
     src("pages/operator/queries.py", " WHERE excluded.peak > before.peak", "", "tests/test_operator_pages.py"),
     src(

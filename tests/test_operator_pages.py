@@ -5,6 +5,7 @@ import io
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession, CookieJar
@@ -327,6 +328,27 @@ async def test_old_counts_go(database: Database, dsn: Dsn) -> None:
     count_from(dsn, timedelta(hours=1))
     await queries.count_all(database)
     assert rows(dsn, "SELECT span FROM gatepost.event_counts WHERE kind = 'x'") == [("hour",)]
+
+
+def test_the_overview_reads_of_a_months_events_only_those_that_are_not_counted_yet(dsn: Dsn) -> None:
+    rows(
+        dsn,
+        "INSERT INTO gatepost.events (kind, at) SELECT 'authn_login_success', "
+        "clock_timestamp() - interval '31 days' * n / 50000 FROM generate_series(0, 49999) AS n RETURNING 1",
+    )
+    count_from(dsn, timedelta(minutes=2))
+    rows(dsn, "ANALYZE gatepost.events; SELECT 1")
+    since = f"'{datetime.now(UTC) - timedelta(days=30)}'::timestamptz"
+    given = {"unit": "'day'", "span": "'hour'", "since": since, "kinds": "'{authn_login_success,user_created}'"}
+    ((plan,),) = rows(dsn, "EXPLAIN (ANALYZE, FORMAT JSON) " + queries._COUNTS.sql % given)
+
+    def reads(node: dict[str, Any]) -> int:
+        own = 0
+        if node.get("Relation Name") == "events":
+            own = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        return own + sum(map(reads, node.get("Plans", [])))
+
+    assert reads(plan[0]["Plan"]) < 10, json.dumps(plan, indent=1)
 
 
 def had_waited(dsn: Dsn, hashes: int, ago: timedelta) -> None:
