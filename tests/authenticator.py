@@ -10,7 +10,7 @@ from typing import Any
 
 import cbor2
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 PRESENT, VERIFIED, MAY_BE_SYNCED, SYNCED, ATTESTED = 0x01, 0x04, 0x08, 0x10, 0x40
 
@@ -33,7 +33,8 @@ class Authenticator:
         self.counts = True
         self.algorithm = -7
         self.rp_id: str | None = None
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey = ec.generate_private_key(ec.SECP256R1())
+        self.statement: tuple[str, dict[str, Any]] = ("none", {})
         self.credential_id = os.urandom(32)
         self.user_handle = b""
 
@@ -41,22 +42,24 @@ class Authenticator:
         """What `navigator.credentials.create` gives, as JSON."""
         self.rp_id = self.rp_id or options["rp"]["id"]
         self.user_handle = decoded(options["user"]["id"])
-        numbers = self.key.public_key().public_numbers()
-        public = {
-            1: 2,
-            3: self.algorithm,
-            -1: 1,
-            -2: numbers.x.to_bytes(32, "big"),
-            -3: numbers.y.to_bytes(32, "big"),
-        }
+        public = self.public_key()
         attested = bytes(16) + len(self.credential_id).to_bytes(2, "big") + self.credential_id + cbor2.dumps(public)
         data = self._data(ATTESTED) + attested
+        kind, statement = self.statement
         response = {
             "clientDataJSON": encoded(self._client_data("webauthn.create", options["challenge"])),
-            "attestationObject": encoded(cbor2.dumps({"fmt": "none", "attStmt": {}, "authData": data})),
+            "attestationObject": encoded(cbor2.dumps({"fmt": kind, "attStmt": statement, "authData": data})),
             "transports": ["internal"],
         }
         return self._credential(response)
+
+    def public_key(self) -> dict[int, Any]:
+        """As COSE has it (RFC 9052, RFC 8230)."""
+        numbers = self.key.public_key().public_numbers()
+        if isinstance(numbers, rsa.RSAPublicNumbers):
+            return {1: 3, 3: -257, -1: numbers.n.to_bytes(-(-numbers.n.bit_length() // 8), "big"), -2: b"\1\0\1"}
+        x, y = numbers.x.to_bytes(32, "big"), numbers.y.to_bytes(32, "big")
+        return {1: 2, 3: self.algorithm, -1: 1, -2: x, -3: y}
 
     def sign(self, options: dict[str, Any]) -> dict[str, Any]:
         """What `navigator.credentials.get` gives, as JSON."""
@@ -64,7 +67,11 @@ class Authenticator:
         if self.counts:
             self.counter += 1
         client_data, data = self._client_data("webauthn.get", options["challenge"]), self._data()
-        signature = self.key.sign(data + hashlib.sha256(client_data).digest(), ec.ECDSA(hashes.SHA256()))
+        signed = data + hashlib.sha256(client_data).digest()
+        if isinstance(self.key, rsa.RSAPrivateKey):
+            signature = self.key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
+        else:
+            signature = self.key.sign(signed, ec.ECDSA(hashes.SHA256()))
         response = {
             "clientDataJSON": encoded(client_data),
             "authenticatorData": encoded(data),
@@ -105,6 +112,7 @@ def main(what: str, kept_in: str, origin: str, answer: str) -> None:
         device.credential_id, device.user_handle = decoded(kept["id"]), decoded(kept["user"])
         device.rp_id, device.counter = options["rpId"], kept["counter"]
         said = device.sign(options)
+    assert isinstance(device.key, ec.EllipticCurvePrivateKey)
     key = f"{device.key.private_numbers().private_value:x}"
     kept = {"key": key, "id": encoded(device.credential_id), "user": encoded(device.user_handle)}
     Path(kept_in).write_text(json.dumps(kept | {"counter": device.counter}))

@@ -74,6 +74,18 @@ MUTANTS = [
         "id = :id FOR KEY",
         "tests/test_mail.py",
     ),
+    src(
+        "pages/operator/events.py",
+        "if now is None or now.restricted or ROLE not in",
+        "if ROLE not in",
+        "tests/test_operator_pages.py",
+    ),
+    src(
+        "pages/operator/events.py",
+        "restricted or ROLE not in now.roles",
+        "restricted",
+        "tests/test_operator_pages.py",
+    ),
     src("pages/operator/events.py", 'f"\'{cell}" if', "cell if", "tests/test_operator_pages.py"),
     src(
         "config/sections.py",
@@ -81,6 +93,8 @@ MUTANTS = [
         "host.endswith(self.domain)",
         "tests/test_cookies.py",
     ),
+    src("factors/passkeys.py", "            _refuse_certificates(credential)\n", "", "tests/test_passkeys.py"),
+    src("factors/passkeys.py", "if not usual or int", "if int", "tests/test_passkeys.py"),
     # Second factors: what decides, and what is asked.
     Mutant(FACTORS, "AND f.last_step < step;", ";", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(FACTORS, "t.epoch = account.epoch\n", "true\n", "tests/test_epoch.py tests/test_factors.py"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, CookieJar
+from aiohttp import ClientPayloadError, ClientSession, CookieJar
 from aiohttp.test_utils import TestClient
 
 from gatepost.config import Config, WebServerConfig
@@ -195,6 +195,31 @@ async def test_a_file_holds_more_events_than_are_read_at_once(operator: Visitor,
     answer = await client.get("/operator/events.jsonl?kind=mail_given_up", headers=cookie)
     found = [json.loads(line)["user_agent"] for line in (await answer.text()).splitlines()]
     assert sorted(map(int, found)) == list(range(1, 1235))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "UPDATE gatepost.users SET epoch = epoch + 1 RETURNING 1",
+        "UPDATE gatepost.users SET roles = '{}' WHERE username = 'grace' RETURNING 1",
+    ],
+    ids=["signed out", "no operator"],
+)
+async def test_a_file_ends_with_the_right_to_see_it(
+    operator: Visitor, client: Client, ada_id: str, dsn: Dsn, end: str
+) -> None:
+    rows(dsn, "UPDATE gatepost.users SET roles = '{admin}' RETURNING 1")  # somebody has to stay one
+    rows(
+        dsn,
+        "INSERT INTO gatepost.events (kind, user_agent) "
+        "SELECT 'mail_given_up', repeat('x', 400) FROM generate_series(1, 50000) RETURNING 1",
+    )
+    cookie = {"Cookie": f"session={operator.cookies['session']}"}
+    answer = await client.get("/operator/events.jsonl?kind=mail_given_up", headers=cookie)
+    await answer.content.readline()
+    rows(dsn, end)
+    with pytest.raises(ClientPayloadError):
+        await answer.read()
 
 
 @pytest.mark.parametrize("agent", ["=1+1", "+1", "-1", "@x"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from fido2.server import Fido2Server
 from fido2.webauthn import (
     AttestedCredentialData,
@@ -223,6 +224,51 @@ async def test_without_a_public_url_there_are_no_passkeys(
 async def refused_at_creation(client: Client, token: str, credential: dict[str, Any]) -> bool:
     status, answer = await call(client, "POST", "/account/passkeys", token, {"credential": credential})
     return (status, answer["code"]) == (403, "invalid_passkey")
+
+
+class Unusual(Authenticator):
+    """Says that its public key is this."""
+
+    def __init__(self, public: dict[int, Any]) -> None:
+        super().__init__()
+        self.public = public
+
+    def public_key(self) -> dict[int, Any]:
+        return self.public
+
+
+async def test_an_rsa_key_signs_in_as_windows_has_them(client: Client, token: str) -> None:
+    device = Authenticator()
+    device.key = rsa.generate_private_key(65537, 2048)
+    await add(client, token, device)
+    assert (await sign_in(client, device))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        {1: 3, 3: -257, -1: b"\xff" * 384, -2: b"\xef" + b"\xff" * 383},
+        {1: 3, 3: -257, -1: b"\xff" * 256, -2: b"\3"},
+        {1: 3, 3: -257, -1: b"\xff" * 1024, -2: b"\1\0\1"},
+    ],
+    ids=["an exponent of 3,072 bits", "an exponent of 3", "8,192 bits"],
+)
+async def test_a_key_that_no_device_makes_is_refused(client: Client, token: str, public: dict[int, Any]) -> None:
+    made = Unusual(public).make(await creation_options(client, token))
+    body = {"credential": made, "name": "Laptop"}
+    status, answer = await call(client, "POST", "/account/passkeys", token, body)
+    assert (status, answer["code"]) == (403, "invalid_passkey")
+
+
+async def test_certificates_that_nobody_has_asked_for_are_refused(client: Client, token: str) -> None:
+    device, computed = Authenticator(), []
+    device.statement = ("packed", {"alg": -7, "sig": b"x", "x5c": [b"a certificate"]})
+    made = device.make(await creation_options(client, token))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("webauthn.verify_registration_response", lambda **given: computed.append(given))
+        body = {"credential": made, "name": "Laptop"}
+        status, answer = await call(client, "POST", "/account/passkeys", token, body)
+    assert (status, answer["code"], computed) == (403, "invalid_passkey", [])
 
 
 @pytest.mark.parametrize(

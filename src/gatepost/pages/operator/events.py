@@ -19,11 +19,12 @@ from gatepost.pages.acting import ROWS, Page, Shown
 from gatepost.pages.forms import ask
 from gatepost.pages.languages import Words
 from gatepost.pages.page import PAGES, signed_in, told
-from gatepost.postgres.database import Database
+from gatepost.sessions.guard import LOOKUP
 from gatepost.sessions.session import Session, timestamp
 
 # Events that are read at once for a file.
 BATCH = 500
+ROLE = "admin"
 KINDS = {*SAID, "service_added", "service_revoked", "user_deleted"}
 _FILTERS = ("user", "actor", "kind", "from", "to", "cursor")
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?")
@@ -62,7 +63,7 @@ def _shown(event: dict[str, Any], names: dict[str, str], words: Words) -> dict[s
     }
 
 
-EVENTS = Page("/operator/events", "operator/events.html", _events, role="admin")
+EVENTS = Page("/operator/events", "operator/events.html", _events, role=ROLE)
 
 _COLUMNS = ("id", "at", "kind", "user_id", "actor_id", "session_handle", "ip", "user_agent", "detail")
 
@@ -89,8 +90,8 @@ def _csv_line(event: events_queries.Event) -> str:
 def _file(kind: str, media_type: str, write: Callable[[events_queries.Event], str], head: str = "") -> web.RouteDef:
     """The route of a file with all events that the filters let through, the newest first."""
 
-    @signed_in("admin")
-    async def download(request: web.Request, _session: Session) -> web.StreamResponse:
+    @signed_in(ROLE)
+    async def download(request: web.Request, session: Session) -> web.StreamResponse:
         request[GIVEN] = {name: text for name, text in _asked(request).items() if name != "cursor"}
         which = read_query(request, events_handlers.Which)
         response = web.StreamResponse(
@@ -103,7 +104,7 @@ def _file(kind: str, media_type: str, write: Callable[[events_queries.Event], st
         if request.method != hdrs.METH_HEAD:
             await response.write(head.encode())
             wanted = events_queries.Filter(which.user, which.actor, which.kind, which.since, which.until)
-            async for events in _batches(request.app[DATABASE], wanted):
+            async for events in _batches(request, session, wanted):
                 await response.write("".join(map(write, events)).encode("utf-8", "replace"))
         await response.write_eof()
         return response
@@ -111,14 +112,21 @@ def _file(kind: str, media_type: str, write: Callable[[events_queries.Event], st
     return web.get(f"{EVENTS.path}.{kind}", download)
 
 
-async def _batches(database: Database, which: events_queries.Filter) -> AsyncIterator[list[events_queries.Event]]:
-    """As fast as the client takes them, so that a long history is never in memory as a whole."""
+async def _batches(
+    request: web.Request, session: Session, which: events_queries.Filter
+) -> AsyncIterator[list[events_queries.Event]]:
+    """As fast as the client takes them, so that a long history is never in memory as a whole, and for as long as the
+    client may see them. Raises ConnectionError, which breaks the answer off, when that is over.
+    """
     before = None
-    while events := await database.read(events_queries.page, which, before=before, most=BATCH):
+    while events := await request.app[DATABASE].read(events_queries.page, which, before=before, most=BATCH):
         yield events
         if len(events) < BATCH:
             return
         before = (events[-1].at, events[-1].id)
+        now = await request.app[LOOKUP].find(session.token_hash)
+        if now is None or now.restricted or ROLE not in now.roles:
+            raise ConnectionError("the session has ended, or its user is no operator any more")
 
 
 routes = [
