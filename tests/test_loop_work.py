@@ -28,6 +28,7 @@ from yarl import URL
 from gatepost.accounts import policy, profile
 from gatepost.admin import cursor
 from gatepost.admin.handlers import Page
+from gatepost.admin.user import canonical_prefix
 from gatepost.config import Config, PasswordsConfig
 from gatepost.errors import Overloaded, Problem
 from gatepost.forward_auth import handlers as forwarding
@@ -35,6 +36,7 @@ from gatepost.http import access_log, app, body, client, strict_json, tokens
 from gatepost.mail.codes import as_typed, hash_link
 from gatepost.mail.mailer import Mailer
 from gatepost.ops import handlers as ops
+from gatepost.pages import forms, return_to
 from gatepost.postgres.database import Dsn
 from gatepost.security import addresses, email
 from gatepost.security.credentials import prepare
@@ -156,6 +158,12 @@ SUBJECTS: dict[str, Callable[[str], object]] = {
     "an identifier": lambda text: Identifier.of(f"{text}@x.org", addresses=True),
     "Accept-Language": lambda text: Mailer(Config(), None).language(request([("Accept-Language", text)])),
     "a typed code": as_typed,
+    # A form may be four times as long as what programs send: it has two passwords, each letter in twelve bytes.
+    "a form": lambda text: forms.fields_of(text.encode("utf-8", "replace") * 4),
+    "what a script has written into a form": lambda text: forms.proof({"passkey": text}),
+    "a way back": lambda text: return_to.safe(f"/{text}", ["https://app.example"]),
+    "a way back to elsewhere": lambda text: return_to.safe(f"https://app.example/{text}", ["https://app.example"]),
+    "a search of users": lambda text: canonical_prefix(text[:128]),
 }
 
 # Each is repeated until it fills what may be sent.

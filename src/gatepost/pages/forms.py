@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl
 
 from aiohttp import web
 
-from gatepost.errors import BadRequest, UnsupportedMediaType
+from gatepost.errors import BadRequest, BodyTooLarge, UnsupportedMediaType
 from gatepost.http import strict_json
 from gatepost.http.app import Handler
 from gatepost.http.body import GIVEN, MAX_BODY, media_type, read_bytes
@@ -25,7 +25,11 @@ async def read_form(request: web.Request) -> Form:
     """
     if media_type(request) != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType("Send the form as a browser does.")
-    body = await read_bytes(request, MAX_FORM)
+    return fields_of(await read_bytes(request, MAX_FORM))
+
+
+def fields_of(body: bytes) -> Form:
+    """The fields of a form that was sent so. Raises BadRequest."""
     try:
         fields = parse_qsl(
             body.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict", encoding="utf-8"
@@ -42,8 +46,10 @@ async def read_form(request: web.Request) -> Form:
 def credential(text: str) -> dict[str, Any]:
     """What the browser's script has written into a field. An empty object for no object, which is refused.
 
-    Raises BadRequest for what is no JSON.
+    Raises BadRequest for what is no JSON, and BodyTooLarge for more of it than the API takes.
     """
+    if len(text) > MAX_BODY:
+        raise BodyTooLarge
     value = strict_json.decode(text.encode())
     return value if isinstance(value, dict) else {}
 
