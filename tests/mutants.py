@@ -95,6 +95,18 @@ MUTANTS = [
     ),
     src("factors/passkeys.py", "            _refuse_certificates(credential)\n", "", "tests/test_passkeys.py"),
     src("factors/passkeys.py", "if not usual or int", "if int", "tests/test_passkeys.py"),
+    # What can be asked for without end, and what is shared with others.
+    src(
+        "http/connection_limits.py",
+        "left <= MAX_UNTAKEN and total <= most",
+        "left <= MAX_UNTAKEN",
+        "tests/test_connection.py tests/test_export.py",
+    ),
+    src("transfer/lines.py", "len(self._taken) >= MAX_ROW_LINES or size", "size", "tests/test_import.py"),
+    src("transfer/queries.py", "    if is_pooled(connection):\n", "    if False:\n", "tests/test_pooler.py"),
+    src("postgres/schema.py", "    if is_pooled(connection", "    if False and (connection", "tests/test_pooler.py"),
+    Mutant("docs/nginx.conf", "            return 400;\n", "            set $x 1;\n", "tests/test_forward_auth.py"),
+    Mutant("docs/nginx.conf", "|%25(2e|2f|5c))", ")", "tests/test_forward_auth.py"),
     # Second factors: what decides, and what is asked.
     Mutant(FACTORS, "AND f.last_step < step;", ";", "tests/test_epoch.py tests/test_factors.py"),
     Mutant(FACTORS, "t.epoch = account.epoch\n", "true\n", "tests/test_epoch.py tests/test_factors.py"),
