@@ -143,6 +143,7 @@ ACTS: dict[tuple[str, str], Callable[[World], tuple[str, Any]]] = {
     ("POST", "/admin/users"): lambda _: ("/admin/users", {"username": "eve", "roles": ["admin"]}),
     ("PATCH", "/admin/users/{id}"): lambda world: (user_path(world.user), {"roles": ["admin"]}),
     ("DELETE", "/admin/users/{id}"): lambda world: (user_path(world.user), None),
+    ("POST", "/admin/users/{id}/invitation"): lambda world: (user_path(world.user, "invitation"), None),
     ("POST", "/admin/users/{id}/password-reset"): lambda world: (user_path(world.user, "password-reset"), None),
     ("DELETE", "/admin/users/{id}/sessions"): lambda world: (user_path(world.user, "sessions"), None),
     ("DELETE", "/admin/users/{id}/sessions/{handle}"): lambda world: (

@@ -134,6 +134,7 @@ FOR_OTHERS: dict[tuple[str, str], tuple[int, int]] = {
     ("POST", "/admin/users"): (403, 201),
     ("GET", "/admin/users/{id}"): (403, 200),
     ("PATCH", "/admin/users/{id}"): (403, 200),
+    ("POST", "/admin/users/{id}/invitation"): (403, 409),
     ("POST", "/admin/users/{id}/password-reset"): (403, 200),
     ("GET", "/admin/users/{id}/sessions"): (403, 200),
     ("DELETE", "/admin/users/{id}/sessions/{handle}"): (403, 200),
