@@ -58,8 +58,10 @@ UNLIMITED_VARIABLES = {
     f"GATEPOST_THROTTLE__{key.upper()}": str(value) for key, value in UNLIMITED.model_dump(exclude={"exempt"}).items()
 }
 
-# How long an example takes is the machine's business.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes is the machine's business. Examples are the same in each run, so that no change is refused
+# for what another one has brought in; `--hypothesis-profile=exploring` looks for new ones.
+settings.register_profile("exploring", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("any machine", settings.get_profile("exploring"), derandomize=True)
 settings.load_profile("any machine")
 
 

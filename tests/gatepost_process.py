@@ -2,18 +2,22 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from gatepost import cli
 
 T = TypeVar("T")
 
@@ -33,20 +37,45 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1", **changes}
 
 
+# Each command is a process of its own, forked by one that has imported Gatepost: to import it takes longer than what
+# most commands do. Tests that call `sys.executable` start one as a user does.
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["gatepost.cli", __name__])
+
+
 def gatepost(
     *arguments: str, cwd: Path, stdin: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "gatepost", *arguments],
-        cwd=cwd,
-        env=environment(**variables),
-        input=stdin or "",
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
+        for stream in streams:
+            stream.write_text(stdin or "" if stream.name == "stdin" else "")
+        command = _forks.Process(target=_command, args=(arguments, cwd, environment(**variables), streams))
+        command.start()
+        command.join(180)
+        if command.exitcode is None:
+            command.kill()
+            raise subprocess.TimeoutExpired(["gatepost", *arguments], 180)
+        done = subprocess.CompletedProcess(
+            ["gatepost", *arguments], command.exitcode, *(stream.read_text() for stream in streams[1:])
+        )
+        command.close()
+        return done
+
+
+def _command(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], streams: Sequence[Path]) -> None:
+    """Become `python -m gatepost` with these arguments, in this folder and environment."""
+    for number, stream in enumerate(streams):
+        opened = os.open(stream, os.O_RDONLY if number == 0 else os.O_WRONLY)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115 (open to the end)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = [str(Path(cli.__file__).with_name("__main__.py")), *arguments]
+    cli.main()
 
 
 class Process:

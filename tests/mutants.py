@@ -76,8 +76,8 @@ MUTANTS = [
     ),
     src(
         "pages/operator/events.py",
-        "if now is None or now.restricted or ROLE not in",
-        "if ROLE not in",
+        "if now is None or now.restricted or ROLE not in now.roles:",
+        "if False:",
         "tests/test_operator_pages.py",
     ),
     src(

@@ -167,9 +167,9 @@ def state(dsn: Dsn) -> list[Any]:
     """All that a request can change, but for when a session was last seen."""
     accounts = ("users", "passwords", "password_resets", "events", "known_places", "emails", "codes", "outbox")
     factors = ("totp_factors", "recovery_codes", "passkeys", "used_challenges", "login_tickets")
-    seen = [rows(dsn, f"SELECT t::text FROM gatepost.{table} t ORDER BY 1") for table in (*accounts, *factors)]
-    sessions = "SELECT token_hash, user_id, epoch, amr, confirmed_at FROM gatepost.sessions ORDER BY 1"
-    return [*seen, rows(dsn, sessions)]
+    seen = [f"SELECT '{table}', t::text FROM gatepost.{table} t" for table in (*accounts, *factors)]
+    sessions = "SELECT 'sessions', (token_hash, user_id, epoch, amr, confirmed_at)::text FROM gatepost.sessions"
+    return rows(dsn, " UNION ALL ".join([*seen, sessions]) + " ORDER BY 1, 2")
 
 
 def test_every_route_that_changes_something_for_a_caller_is_tried() -> None:

@@ -490,9 +490,11 @@ async def test_every_page_can_be_used_by_everybody(site: Site, language: str) ->
         page = await site.page(
             locale=language, color_scheme=scheme, viewport={"width": 320, "height": 640}, reduced_motion="reduce"
         )
+        # Only colours differ in the dark.
+        rules = {"runOnly": ["color-contrast", "link-in-text-block"]} if scheme == "dark" else {}
         for name in STATES:
             await page.goto(f"/gallery/{name}")
-            found = await Axe().run(page)
+            found = await Axe().run(page, options=rules)
             assert found.violations_count == 0, (name, scheme, found.generate_report())
             width = await page.evaluate("document.scrollingElement.scrollWidth")
             assert width <= 320, (name, width)
