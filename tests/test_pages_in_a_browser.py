@@ -9,11 +9,12 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyotp
 import pytest
 from axe_playwright_python.async_playwright import Axe
+from axe_playwright_python.base import AxeResults
 from playwright.async_api import Browser, CDPSession, ConsoleMessage, Download, Page, async_playwright, expect
 
 from gatepost.config import Config, CookiesConfig, PagesConfig, WebServerConfig
@@ -485,20 +486,19 @@ async def test_what_a_screen_reader_says_on_the_sign_in_page(site: Site) -> None
 @pytest.mark.parametrize("language", LANGUAGES)
 async def test_every_page_can_be_used_by_everybody(site: Site, language: str) -> None:
     """axe-core finds nothing, in light and dark; and nothing is cut off at 320 pixels, or at 200 % of 640."""
-    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-    for scheme in schemes:
-        page = await site.page(
-            locale=language, color_scheme=scheme, viewport={"width": 320, "height": 640}, reduced_motion="reduce"
-        )
-        # Only colours differ in the dark.
-        rules = {"runOnly": ["color-contrast", "link-in-text-block"]} if scheme == "dark" else {}
-        for name in STATES:
-            await page.goto(f"/gallery/{name}")
-            found = await Axe().run(page, options=rules)
-            assert found.violations_count == 0, (name, scheme, found.generate_report())
-            width = await page.evaluate("document.scrollingElement.scrollWidth")
-            assert width <= 320, (name, width)
-        await page.context.close()
+    page = await site.page(locale=language, viewport={"width": 320, "height": 640}, reduced_motion="reduce")
+    colours = {"runOnly": ["color-contrast", "link-in-text-block"]}
+    for name in STATES:
+        await page.emulate_media(color_scheme="light")
+        await page.goto(f"/gallery/{name}")
+        found = await Axe().run(page)
+        assert found.violations_count == 0, (name, found.generate_report())
+        width = await page.evaluate("document.scrollingElement.scrollWidth")
+        assert width <= 320, (name, width)
+        await page.emulate_media(color_scheme="dark")
+        found = AxeResults(await page.evaluate("rules => axe.run(rules)", colours))
+        assert len(found.response["passes"]) > 0, name  # it has judged something
+        assert found.violations_count == 0, (name, "dark", found.generate_report())
 
 
 # ------------------------------------------------------------------------------ one domain, many applications
