@@ -23,7 +23,7 @@ async def forbidden(request: web.Request, session: Session) -> web.Response:
         "forbidden.html",
         status=403,
         session=session,
-        roles=[each for each in roles if each and each.isprintable()],
+        roles=roles,
         form=form,
     )
 
