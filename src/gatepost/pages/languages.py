@@ -60,4 +60,4 @@ class Words(NamedTuple):
 # A list names the same days over and over, and Babel takes 40 µs for one.
 @lru_cache(1024)
 def _day(day: date, language: str) -> str:
-    return format_date(day, "d MMMM y", locale=language)
+    return format_date(day, "long", locale=language)

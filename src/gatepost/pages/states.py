@@ -354,7 +354,7 @@ STATES: dict[str, State] = {
             "events": [
                 {
                     "at": _NOW,
-                    "when": "3 March 2026, 12:00 UTC",
+                    "when": "March 3, 2026, 12:00 UTC",
                     "kind": "authn_login_fail",
                     "where": ", 203.0.113.7, Firefox · Linux",
                     "user_id": _ID,
@@ -362,7 +362,7 @@ STATES: dict[str, State] = {
                 },
                 {
                     "at": _THEN,
-                    "when": "1 March 2026, 08:30 UTC",
+                    "when": "March 1, 2026, 08:30 UTC",
                     "kind": "service_added",
                     "where": "",
                     "user_id": None,
