@@ -617,6 +617,19 @@ async def test_a_proxys_demand_for_a_fresh_session_is_met_on_a_page(
     assert visitor.left == "https://app.example/a?b=c"
 
 
+async def test_what_is_taken_along_goes_on_after_the_confirmation(client: Client, dsn: Dsn) -> None:
+    await register(client, "ada")
+    visitor = Visitor(client, await log_in(client))
+    grow_stale(dsn)
+    page = await visitor.post("/me/data/export", {})
+    assert (page.status, page.problem) == (403, "Please confirm that it is still you.")
+    cookie = {"Cookie": f"session={visitor.cookies['session']}"}
+    fields = {"confirm_password": PASSWORD}
+    async with client.post("/me/data/export", data=fields, headers={**SAME_ORIGIN, **cookie}) as answer:
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        assert (await answer.json())["user"]["username"] == "ada"
+
+
 async def test_while_the_database_is_away_a_page_says_so_and_signs_nobody_out(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
