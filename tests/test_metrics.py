@@ -45,6 +45,8 @@ from tests.conftest import (
     status_of,
     with_mail,
 )
+from tests.test_factors import add_phone, begin, finish
+from tests.visitor import Visitor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -156,8 +158,21 @@ async def test_logins_are_counted_by_how_they_ended_and_never_by_why(client: Cli
     await client.post("/user", data=b"{")
     samples = await scrape(client)
     counted = {name: value(samples, "gatepost_logins_total", outcome=name) for name in labels_of(samples, "outcome")}
-    others = {"throttled": 0, "unavailable": 0, "abandoned": 0}
+    others = {"continued": 0, "throttled": 0, "unavailable": 0, "abandoned": 0}
     assert counted == {"won": 1, "lost": 4, "malformed": 1, **others}
+
+
+async def test_a_login_in_steps_is_counted_as_what_it_is_also_on_a_page(client: Client, dsn: Dsn) -> None:
+    await register(client, "ada")
+    phone = await add_phone(client, await log_in(client))  # won
+    ticket = await begin(client)  # continued
+    assert (await finish(client, ticket, totp="000000"))[0] == 403  # lost
+    assert (await finish(client, ticket, totp=phone.code()))[0] == 200  # won
+    assert (await Visitor(client).sign_in("ada", PASSWORD)).status == 401  # continued
+    assert (await Visitor(client).sign_in("ada", "wrong")).status == 401  # lost
+    samples = await scrape(client)
+    counted = {name: value(samples, "gatepost_logins_total", outcome=name) for name in ("won", "continued", "lost")}
+    assert counted == {"won": 2, "continued": 2, "lost": 2}
 
 
 async def test_hashing_is_counted_and_timed(client: Client) -> None:

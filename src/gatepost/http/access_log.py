@@ -4,21 +4,31 @@ import re
 import uuid
 from bisect import bisect_left
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from gatepost.errors import Problem, TooManyAttempts, Unavailable
+from gatepost.errors import (
+    InvalidCode,
+    InvalidPasskey,
+    Problem,
+    SecondFactorRequired,
+    TooManyAttempts,
+    Unavailable,
+)
 from gatepost.http.operation import Operation
 from gatepost.telemetry.logs import log
-from gatepost.telemetry.metrics import BUCKETS, OUTCOMES, Durations, Metrics
-
-if TYPE_CHECKING:
-    from prometheus_client import Counter
+from gatepost.telemetry.metrics import BUCKETS, OUTCOMES, Durations, Metrics, Outcome
 
 UNMATCHED = "unmatched"
 """The route, and so the one label, of all paths that are none; also the name of the resource that takes them."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+WAYS_IN = frozenset(
+    f"{path}{step}"
+    for path, steps in (("/user", ("", "/factor", "/passkey")), ("/sign-in", ("", "/second-factor", "/passkey")))
+    for step in steps
+)
+"""Where somebody signs in, or goes on with it."""
 REQUEST_ID = "X-Request-ID"
 _SOUND = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -40,7 +50,7 @@ class _Series(NamedTuple):
     route: str
     method: str
     durations: Durations
-    login: "Counter | None"
+    login: bool
     event: str | None
     told: bool
 
@@ -67,8 +77,8 @@ class AccessLog:
         durations = series.durations
         durations.counts[bisect_left(BUCKETS, seconds)] += 1
         durations.total += seconds
-        if series.login is not None:
-            series.login.inc()
+        if series.login:
+            self._metrics.logins[_outcome(response.status, problem)].inc()
         if isinstance(problem, TooManyAttempts):
             self._metrics.throttled.labels(problem.limit).inc()
         if series.told:
@@ -86,18 +96,23 @@ class AccessLog:
         resource = request.match_info.route.resource
         route = UNMATCHED if resource is None else resource.name or resource.canonical
         note = getattr(request.match_info.handler, "__operation__", Operation(None))
-        login = None
-        if method == "POST" and route in ("/user", "/sign-in"):
-            login = self._metrics.logins[OUTCOMES.get(status, "malformed")]
         return _Series(
             route,
             method,
             self._durations(route, method, f"{status // 100}xx"),
-            login,
+            method == "POST" and route in WAYS_IN,
             note.event if status < 400 else None,
             # A refused check is a visitor who has not signed in. Anybody can send 15,000 of them a second.
             told=self._checks or not note.check or status >= 500,
         )
+
+
+def _outcome(status: int, problem: Problem | None) -> Outcome:
+    if isinstance(problem, SecondFactorRequired):
+        return "continued"
+    if isinstance(problem, InvalidCode | InvalidPasskey):
+        return "lost"
+    return OUTCOMES.get(status, "malformed")
 
 
 def _tell(line: dict[str, Any], problem: Problem | None, kind: str | None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 # Not prometheus_client here: what it is depends on the environment when it is imported (see `share`).
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 # nginx' code for a client that hung up before its answer. It is never sent.
 ABANDONED = 499
 
-Outcome = Literal["won", "lost", "throttled", "unavailable", "abandoned", "malformed"]
+Outcome = Literal["won", "continued", "lost", "throttled", "unavailable", "abandoned", "malformed"]
 OUTCOMES: dict[int, Outcome] = {
     200: "won",
     303: "won",  # on a page, which then leads on
@@ -41,8 +41,9 @@ OUTCOMES: dict[int, Outcome] = {
     503: "unavailable",
     ABANDONED: "abandoned",
 }
-"""How a login ended, by its answer's status; with any other it was ``malformed``. Never by the reason: what tells an
-unknown name from a wrong password would tell it to all who can read a metric."""
+"""How a login ended, by its answer's status; with any other it was ``malformed``. It is ``continued`` where a second
+factor is asked for. Never by the reason: what tells an unknown name from a wrong password would tell it to all who
+can read a metric."""
 
 
 class Durations:
@@ -97,7 +98,7 @@ class Metrics:
             registry=self._registry,
         )
         self._logins = self._counter("gatepost_logins", "Logins, by how they ended.", ["outcome"])
-        self.logins = {outcome: self._logins.labels(outcome) for outcome in (*OUTCOMES.values(), "malformed")}
+        self.logins = {outcome: self._logins.labels(outcome) for outcome in get_args(Outcome)}
         self.throttled = self._counter(
             "gatepost_throttled", "Requests refused by a throttle, by what was throttled.", ["what"]
         )
