@@ -8,9 +8,7 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import (
     ConfirmationRequired,
-    FieldError,
     ForeignOrigin,
-    InvalidBody,
     InvalidCode,
     LastFactor,
     NoSecondFactor,
@@ -19,14 +17,14 @@ from gatepost.errors import (
     TooManyFactors,
 )
 from gatepost.factors import queries, recovery_codes, totp
-from gatepost.factors.parts import VAULT
+from gatepost.factors.parts import VAULT, activity, refuse_unprintable
 from gatepost.factors.queries import FactorDocument, FactorsAnswer
-from gatepost.http.app import CONFIG, DATABASE, REFUNDS, THROTTLE, json_response
+from gatepost.http.app import CONFIG, DATABASE, REFUNDS, json_response
 from gatepost.http.body import path_id, read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.mail.mailer import MAILER
-from gatepost.security.throttle import Bucket, take
+from gatepost.security.throttle import take
 from gatepost.sessions.confirmation import origin
 from gatepost.sessions.guard import acting_confirmed, guarded, guarded_also_without_factor
 from gatepost.sessions.session import Done, Session
@@ -69,10 +67,9 @@ class NewFactorAnswer(TypedDict):
 async def add(request: web.Request, session: Session) -> web.Response:
     """Add an authenticator app (TOTP, RFC 6238); it counts once it is confirmed, within an hour."""
     asked = await read_body(request, NewFactor)
-    if not asked.name.isprintable():
-        raise InvalidBody([FieldError("name", "invalid_name", "must be printable")])
+    refuse_unprintable(asked.name)
     config, vault, secret = request.app[CONFIG].factors, request.app[VAULT], totp.new_secret()
-    async with request.app[REFUNDS].attempt(take, [_activity(request, session)]):
+    async with request.app[REFUNDS].attempt(take, [activity(request, session)]):
         sealed = await asyncio.to_thread(vault.seal, secret, session.user_id)
         async with acting_confirmed(request, session) as connection:
             factor = await queries.add(connection, session.user_id, asked.name, sealed)
@@ -108,7 +105,7 @@ async def confirm(request: web.Request, session: Session) -> web.Response:
     """Prove with a code that the app has the secret; from now on a login takes a code of it."""
     asked, factor_id = await read_body(request, FirstCode), path_id(request, "id")
     codes, mailer = recovery_codes.new(), request.app[MAILER]
-    async with request.app[REFUNDS].attempt(take, [_activity(request, session)]):
+    async with request.app[REFUNDS].attempt(take, [activity(request, session)]):
         waiting = await request.app[DATABASE].read(queries.unconfirmed, session.user_id, factor_id)
         if waiting is None:
             raise NotFound
@@ -140,7 +137,7 @@ async def remove(request: web.Request, session: Session) -> web.Response:
     """Remove a second factor; with the last one go the recovery codes."""
     mailer = request.app[MAILER]
     async with (
-        request.app[REFUNDS].attempt(take, [_activity(request, session)]),
+        request.app[REFUNDS].attempt(take, [activity(request, session)]),
         acting_confirmed(request, session) as connection,
     ):
         await queries.remove(
@@ -172,17 +169,13 @@ async def replace_codes(request: web.Request, session: Session) -> web.Response:
     """Make new recovery codes; earlier ones no longer count."""
     codes, mailer = recovery_codes.new(), request.app[MAILER]
     async with (
-        request.app[REFUNDS].attempt(take, [_activity(request, session)]),
+        request.app[REFUNDS].attempt(take, [activity(request, session)]),
         acting_confirmed(request, session) as connection,
     ):
         whence = origin(Client.of(request), session)
         await queries.replace_codes(connection, session.user_id, whence, codes, mailer.notices(request))
     mailer.wake()
     return json_response(CodesAnswer(recovery_codes=codes.written), status=201)
-
-
-def _activity(request: web.Request, session: Session) -> Bucket:
-    return request.app[THROTTLE].for_activity(session.canonical)
 
 
 routes = [

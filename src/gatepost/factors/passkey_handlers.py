@@ -9,9 +9,7 @@ from typing_extensions import TypedDict
 
 from gatepost.errors import (
     ConfirmationRequired,
-    FieldError,
     ForeignOrigin,
-    InvalidBody,
     InvalidPasskey,
     LastFactor,
     NotFound,
@@ -20,15 +18,15 @@ from gatepost.errors import (
     TooManyPasskeys,
 )
 from gatepost.factors import passkey_queries, recovery_codes
-from gatepost.factors.parts import relying_party
+from gatepost.factors.parts import activity, refuse_unprintable, relying_party
 from gatepost.factors.passkey_queries import PasskeyDocument
 from gatepost.factors.passkeys import Refused, methods
-from gatepost.http.app import CONFIG, DATABASE, REFUNDS, THROTTLE, json_response
+from gatepost.http.app import CONFIG, DATABASE, REFUNDS, json_response
 from gatepost.http.body import path_id, read_body
 from gatepost.http.client import Client
 from gatepost.http.operation import operation
 from gatepost.mail.mailer import MAILER
-from gatepost.security.throttle import Bucket, take
+from gatepost.security.throttle import take
 from gatepost.sessions.confirmation import origin
 from gatepost.sessions.guard import acting, acting_confirmed, guarded, guarded_also_without_factor
 from gatepost.sessions.session import Done, Session
@@ -100,8 +98,8 @@ async def add_passkey(request: web.Request, session: Session) -> web.Response:
     """Add the passkey that the browser has made. From now on it signs in, and a password alone no longer does."""
     party = relying_party(request)
     asked, mailer, codes = await read_body(request, NewPasskey), request.app[MAILER], recovery_codes.new()
-    _refuse_unprintable(asked.name)
-    async with request.app[REFUNDS].attempt(take, [_activity(request, session)]):
+    refuse_unprintable(asked.name)
+    async with request.app[REFUNDS].attempt(take, [activity(request, session)]):
         try:
             made, challenge = await asyncio.to_thread(party.made, asked.credential, session.user_id)
         except Refused:
@@ -142,7 +140,7 @@ class PasskeyAnswer(TypedDict):
 async def rename_passkey(request: web.Request, session: Session) -> web.Response:
     """Call a passkey otherwise."""
     asked, passkey_id = await read_body(request, Rename), path_id(request, "id")
-    _refuse_unprintable(asked.name)
+    refuse_unprintable(asked.name)
     async with acting(request, session) as connection:
         passkey = await passkey_queries.rename(connection, session.user_id, passkey_id, asked.name)
     return json_response(PasskeyAnswer(passkey=passkey))
@@ -158,7 +156,7 @@ async def remove_passkey(request: web.Request, session: Session) -> web.Response
     """Remove a passkey; with the last second factor go the recovery codes."""
     mailer = request.app[MAILER]
     async with (
-        request.app[REFUNDS].attempt(take, [_activity(request, session)]),
+        request.app[REFUNDS].attempt(take, [activity(request, session)]),
         acting_confirmed(request, session) as connection,
     ):
         await passkey_queries.remove(
@@ -171,15 +169,6 @@ async def remove_passkey(request: web.Request, session: Session) -> web.Response
         )
     mailer.wake()
     return json_response(Done(status="success"))
-
-
-def _refuse_unprintable(name: str) -> None:
-    if not name.isprintable():
-        raise InvalidBody([FieldError("name", "invalid_name", "must be printable")])
-
-
-def _activity(request: web.Request, session: Session) -> Bucket:
-    return request.app[THROTTLE].for_activity(session.canonical)
 
 
 routes = [
