@@ -184,12 +184,14 @@ def _embedded(folder: Path) -> Iterator[PostgresServer]:
     dsn = Dsn([server.socket_dir], server.port, "postgres", server.superuser_password, "postgres")
 
     def every(signal_: signal.Signals) -> Callable[[], None]:
-        # The postmaster and its backends: each backend leads a process group of its own.
+        # The postmaster and its backends: each backend leads a process group of its own. The postmaster stands still
+        # while they are listed, so that it forks none past the signal.
         def send() -> None:
+            os.kill(server.pid, signal.SIGSTOP)
             children = subprocess.run(
                 ["ps", "-o", "pid=", "--ppid", str(server.pid)], capture_output=True, text=True, check=False
             ).stdout.split()
-            for pid in [server.pid, *map(int, children)]:
+            for pid in [*map(int, children), server.pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal_)
 
