@@ -415,11 +415,16 @@ MUTANTS = [
     ),
     src(
         "http/tokens.py",
-        "httponly=True, secure=name == _COOKIE",
-        "httponly=False, secure=name == _COOKIE",
+        'token, domain=domain, path="/", httponly=True',
+        'token, domain=domain, path="/", httponly=False',
         "tests/test_cookies.py",
     ),
-    src("http/tokens.py", 'samesite="Lax")\n\n\ndef has', 'samesite="None")\n\n\ndef has', "tests/test_cookies.py"),
+    src(
+        "http/tokens.py",
+        'samesite="Lax"\n    )\n\n\ndef has',
+        'samesite="None"\n    )\n\n\ndef has',
+        "tests/test_cookies.py",
+    ),
     src("http/tokens.py", "if not values and _TOKEN", "if _TOKEN", "tests/test_cookies.py"),
     src(
         "forward_auth/handlers.py",

@@ -33,14 +33,15 @@ CODE = "c" * 32
 class World(NamedTuple):
     """An administrator who calls, another who stays, and a user who is acted on, with a session.
 
-    ``email``: a verified address of the caller's. ``claim``: one to which ``CODE`` was mailed. ``factor``: one of the
-    caller's second factors; ``waiting``: another, which waits for a code; ``passkey``: a third. ``made``: a passkey
-    that a browser has just made for the caller.
+    ``other``: another session of the caller's. ``email``: a verified address of the caller's. ``claim``: one to which
+    ``CODE`` was mailed. ``factor``: one of the caller's second factors; ``waiting``: another, which waits for a code;
+    ``passkey``: a third. ``made``: a passkey that a browser has just made for the caller.
     """
 
     caller: Caller
     user: str
     handle: str
+    other: str
     email: str
     claim: str
     factor: str
@@ -77,7 +78,27 @@ async def world(client: Client, dsn: Dsn) -> World:
         "RETURNING 1",
         *(claim, codes.hash_link(CODE), caller.id),
     )
-    return World(caller, user["id"], handle, email, claim, *second_factors(dsn, caller.id, user["id"]))
+    factors = second_factors(dsn, caller.id, user["id"])
+    # Or whatever takes a fresh session would be refused for want of one.
+    rows(
+        dsn,
+        "UPDATE gatepost.sessions SET amr = '{mfa,otp,pwd}', confirmed_at = now() WHERE user_id = %s RETURNING 1",
+        caller.id,
+    )
+    other = rows(
+        dsn,
+        "INSERT INTO gatepost.sessions (token_hash, user_id, epoch, expires_at) "
+        "SELECT sha256('other'), id, epoch, now() + interval '1 hour' FROM gatepost.users WHERE id = %s "
+        "RETURNING handle::text",
+        caller.id,
+    )[0][0]
+    rows(
+        dsn,
+        "INSERT INTO gatepost.emails (user_id, address, canonical, verified_at, is_primary) "
+        "VALUES (%s, 'ada@example.org', 'ada@example.org', now(), true) RETURNING 1",
+        user["id"],
+    )
+    return World(caller, user["id"], handle, other, email, claim, *factors)
 
 
 SECRET, RECOVERY_CODE = b"12345678901234567890", "2345-6789-ABCD-EFGH"
@@ -139,7 +160,7 @@ ACTS: dict[tuple[str, str], Callable[[World], tuple[str, Any]]] = {
     ("DELETE", "/account/passkeys/{id}"): lambda world: (f"/account/passkeys/{world.passkey}", None),
     ("POST", "/user/confirm"): lambda _: ("/user/confirm", {"recovery_code": RECOVERY_CODE}),
     ("DELETE", "/sessions"): lambda _: ("/sessions?scope=all", None),
-    ("DELETE", "/sessions/{handle}"): lambda world: (f"/sessions/{world.handle}", None),
+    ("DELETE", "/sessions/{handle}"): lambda world: (f"/sessions/{world.other}", None),
     ("POST", "/admin/users"): lambda _: ("/admin/users", {"username": "eve", "roles": ["admin"]}),
     ("PATCH", "/admin/users/{id}"): lambda world: (user_path(world.user), {"roles": ["admin"]}),
     ("DELETE", "/admin/users/{id}"): lambda world: (user_path(world.user), None),
@@ -203,8 +224,18 @@ async def test_a_caller_who_is_revoked_while_the_act_waits_changes_nothing(
         revoking.commit()
         before = state(dsn)
         answer = await acting
-    assert answer.status == (403 if revoked == "demoted" else 401), answer
+    refusal = (403, "forbidden") if revoked == "demoted" else (401, "unauthorized")
+    assert (answer.status, answer.body["code"]) == refusal
     assert state(dsn) == before
+
+
+@pytest.mark.parametrize("act", ACTS, ids="".join)
+async def test_a_caller_who_is_not_revoked_does_it(world: World, dsn: Dsn, act: tuple[str, str]) -> None:
+    path, body = ACTS[act](world)
+    before = state(dsn)
+    answer = await world.caller(act[0], path, body)
+    assert answer.status < 300, answer
+    assert state(dsn) != before or act[1].endswith("/throttle")
 
 
 @pytest.mark.parametrize(
