@@ -485,7 +485,7 @@ MUTANTS = [
     ),
     src(
         "http/app.py",
-        '    headers["Cache-Control"] = "no-store"',
+        '    headers.setdefault("Cache-Control", "no-store")',
         '    headers["Cache-Control"] = "private"',
         "tests/test_http.py tests/test_web.py",
     ),
