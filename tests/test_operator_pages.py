@@ -80,6 +80,8 @@ async def test_an_operator_finds_a_user_and_changes_everything(
     at = f"/operator/users/{ada_id}"
     page = await operator.get(at)
     assert page.title == "ada"
+    kinds = [each.attrib["href"] for each in page.all("a") if "kind=" in each.attrib["href"]]
+    assert kinds == ["/operator/events?kind=authn_login_success", "/operator/events?kind=user_created"]
     page = await operator.send(page.form(f"{at}/roles"), roles="staff, editor")
     assert page.form(f"{at}/roles").fields["roles"] == "editor staff"
     page = await operator.send(page.form(f"{at}/username"), username="countess")

@@ -41,11 +41,30 @@ _FACTORS = {
     "factors": [{"name": "Phone", "created_at": _THEN}],
     "passkeys": [{"name": "Laptop", "created_at": _THEN}],
 }
+_EVENTS = [
+    {
+        "at": _NOW,
+        "when": "March 3, 2026, 12:00 UTC",
+        "kind": "authn_login_fail",
+        "where": ", 203.0.113.7, Firefox · Linux",
+        "user_id": _ID,
+        "detail": {"reason": "wrong_password"},
+    },
+    {
+        "at": _THEN,
+        "when": "March 1, 2026, 08:30 UTC",
+        "kind": "service_added",
+        "where": "",
+        "user_id": None,
+        "detail": {},
+    },
+]
 _OF_USER = {
     "session": _OPERATOR,
     "path": f"/operator/users/{_ID}",
     "profile_text": '{"theme": "dark"}',
     "devices": {"a": "Firefox · Linux"},
+    "events": _EVENTS,
 }
 
 
@@ -351,24 +370,7 @@ STATES: dict[str, State] = {
             "asked": {"kind": "authn_login_fail"},
             "kinds": ["authn_login_fail", "authn_login_success"],
             "next": "x",
-            "events": [
-                {
-                    "at": _NOW,
-                    "when": "March 3, 2026, 12:00 UTC",
-                    "kind": "authn_login_fail",
-                    "where": ", 203.0.113.7, Firefox · Linux",
-                    "user_id": _ID,
-                    "detail": {"reason": "wrong_password"},
-                },
-                {
-                    "at": _THEN,
-                    "when": "March 1, 2026, 08:30 UTC",
-                    "kind": "service_added",
-                    "where": "",
-                    "user_id": None,
-                    "detail": {},
-                },
-            ],
+            "events": _EVENTS,
         },
     ),
 }

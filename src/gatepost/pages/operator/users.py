@@ -5,16 +5,19 @@ from typing import Any
 
 from aiohttp import web
 
-from gatepost.admin import factors_handlers, handlers
+from gatepost.admin import events_handlers, factors_handlers, handlers
 from gatepost.errors import BadRequest, FieldError, InvalidBody
 from gatepost.http import strict_json
 from gatepost.pages.account.devices import devices
 from gatepost.pages.acting import ROWS, Act, Page, Shown
 from gatepost.pages.forms import Form, ask
+from gatepost.pages.operator.events import shown
 from gatepost.pages.page import told
 from gatepost.recovery import handlers as recovery
 from gatepost.sessions.session import Session
 
+# Events on the page of a user.
+LATEST = "5"
 _FILTERS = ("prefix", "email", "role", "disabled", "cursor")
 
 
@@ -30,8 +33,10 @@ async def _users(request: web.Request, _session: Session) -> Shown:
 async def _user(request: web.Request, _session: Session) -> Shown:
     user = (await ask(request, handlers.show_user)).document["user"]
     sessions = (await ask(request, handlers.list_sessions)).document["sessions"]
+    found = (await ask(request, events_handlers.list_events, user=user["id"], limit=LATEST)).document["events"]
     return {
         "user": user,
+        "events": await shown(request, found),
         "profile_text": json.dumps(user["profile"], ensure_ascii=False, indent=2),
         "sessions": sessions,
         "devices": await devices(each["user_agent"] for each in sessions),
