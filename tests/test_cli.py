@@ -73,16 +73,9 @@ def test_an_output_that_is_full_is_a_mistake_too(tmp_path: Path, arguments: list
 
 
 def test_a_password_that_is_no_text_is_a_mistake_too(dsn: Dsn, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "gatepost", "user", "add", "ada", "--password-stdin"],
-        cwd=tmp_path,
-        env=environment(**environment_of(dsn), PYTHONIOENCODING="ascii:strict"),  # read when an interpreter starts
-        input="pässword, long enough",
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    add = ["user", "add", "ada", "--password-stdin"]
+    variables = {**environment_of(dsn), "PYTHONIOENCODING": "ascii:strict"}
+    done = gatepost(*add, cwd=tmp_path, stdin="pässword, long enough", **variables)
     assert (done.returncode, done.stderr) == (1, "gatepost: the password is no text in ascii\n")
 
 
