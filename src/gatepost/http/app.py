@@ -181,10 +181,11 @@ def mount(app: web.Application, routes: Sequence[web.RouteDef], pages: Sequence[
         if route.method == hdrs.METH_GET:
             app.router.add_route(hdrs.METH_HEAD, route.path, route.handler, expect_handler=_expect)
             methods[route.path].add(hdrs.METH_HEAD)
+    for_people = {page.path for page in pages}
     for path, of_path in methods.items():
         allowed = ", ".join(sorted({*of_path, hdrs.METH_OPTIONS}))
-        for_people = any(path == page.path for page in pages)
-        app.router.add_route("*", path, _other_methods(allowed, for_people=for_people), expect_handler=_expect)
+        handler = _other_methods(allowed, for_people=path in for_people)
+        app.router.add_route("*", path, handler, expect_handler=_expect)
     app.router.add_resource("/{path:.*}", name=UNMATCHED).add_route("*", _no_route, expect_handler=_expect)
 
 
