@@ -14,6 +14,7 @@ from gatepost.admin import (
     handlers,
     retention,
     sessions_commands,
+    sessions_handlers,
 )
 from gatepost.http.feature import Feature, Parts
 
@@ -32,7 +33,12 @@ def _commands(user: typer.Typer) -> None:
 
 
 FEATURE = Feature(
-    operator_routes=[*handlers.routes, *factors_handlers.routes, *events_handlers.routes],
+    operator_routes=[
+        *handlers.routes,
+        *sessions_handlers.routes,
+        *factors_handlers.routes,
+        *events_handlers.routes,
+    ],
     open=_open,
     user_commands=_commands,
     tags={

@@ -28,8 +28,7 @@ from gatepost.http.operation import operation
 from gatepost.mail.mailer import Mailer, parse_field
 from gatepost.security import email
 from gatepost.sessions.guard import acting_confirmed, guarded_for
-from gatepost.sessions.queries import Revocation, end_all_sessions_of, end_sessions_of, sessions_of
-from gatepost.sessions.session import Done, Session, SessionDocument, timestamp
+from gatepost.sessions.session import Done, Session, timestamp
 
 # Everything that changes demands that the administrator has lately proved who it is.
 _acting = partial(acting_confirmed, role="admin")
@@ -220,44 +219,6 @@ async def invite(request: web.Request, session: Session) -> web.Response:
     return json_response(Done(status="success"), status=202)
 
 
-class UserSessions(TypedDict):
-    """A user's live sessions, the newest first."""
-
-    sessions: list[SessionDocument]
-
-
-@operation(UserSessions, problems=(NotFound,))
-@guarded_for("admin")
-async def list_sessions(request: web.Request, _session: Session) -> web.Response:
-    """The sessions of a user."""
-    user = await _user(request)
-    idle_timeout = request.app[CONFIG].sessions.idle_timeout
-    found = await request.app[DATABASE].read(sessions_of, user.id, idle_timeout)
-    return json_response(UserSessions(sessions=found))
-
-
-@operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin))
-@guarded_for("admin")
-async def end_sessions(request: web.Request, session: Session) -> web.Response:
-    """End every session of a user, also one that is just being opened."""
-    user = await _user(request)
-    async with _acting(request, session, on=user.id) as connection:
-        await end_all_sessions_of(connection, user.id, _revocation(request, session))
-    return json_response(Done(status="success"))
-
-
-@operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin), event="session_revoked")
-@guarded_for("admin")
-async def end_session(request: web.Request, session: Session) -> web.Response:
-    """End one session of a user."""
-    user_id, handle = path_id(request, "id"), path_id(request, "handle")
-    by = _revocation(request, session)
-    async with _acting(request, session, on=user_id) as connection:
-        if not await end_sessions_of(connection, user_id, by, only=handle):
-            raise NotFound
-    return json_response(Done(status="success"))
-
-
 @operation(Done, problems=(NotFound, ConfirmationRequired, ForeignOrigin))
 @guarded_for("admin")
 async def unlock(request: web.Request, session: Session) -> web.Response:
@@ -286,11 +247,6 @@ def _actor(request: web.Request, session: Session) -> Actor:
     return Actor(session.user_id, client.ip, client.user_agent)
 
 
-def _revocation(request: web.Request, session: Session) -> Revocation:
-    client = Client.of(request)
-    return Revocation("admin", session.user_id, client.ip, client.user_agent)
-
-
 routes = [
     web.get("/admin/users", list_users),
     web.post("/admin/users", add_user),
@@ -299,8 +255,5 @@ routes = [
     web.delete("/admin/users/{id}", delete_user),
     web.post("/admin/users/{id}/password-reset", start_reset),
     web.post("/admin/users/{id}/invitation", invite),
-    web.get("/admin/users/{id}/sessions", list_sessions),
-    web.delete("/admin/users/{id}/sessions", end_sessions),
-    web.delete("/admin/users/{id}/sessions/{handle}", end_session),
     web.delete("/admin/users/{id}/throttle", unlock),
 ]

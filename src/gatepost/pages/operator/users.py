@@ -5,7 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gatepost.admin import events_handlers, factors_handlers, handlers
+from gatepost.admin import events_handlers, factors_handlers, handlers, sessions_handlers
 from gatepost.errors import BadRequest, FieldError, InvalidBody
 from gatepost.http import strict_json
 from gatepost.pages.account.devices import devices
@@ -32,7 +32,7 @@ async def _users(request: web.Request, _session: Session) -> Shown:
 
 async def _user(request: web.Request, _session: Session) -> Shown:
     user = (await ask(request, handlers.show_user)).document["user"]
-    sessions = (await ask(request, handlers.list_sessions)).document["sessions"]
+    sessions = (await ask(request, sessions_handlers.list_sessions)).document["sessions"]
     found = (await ask(request, events_handlers.list_events, user=user["id"], limit=LATEST)).document["events"]
     return {
         "user": user,
@@ -99,8 +99,8 @@ routes = [
     _on("invite", handlers.invite, "invited", body=lambda _: {}),
     _on("mail-code", recovery.recover, "code_mailed", fields=("identifier",)),
     _on("unlock", handlers.unlock, "user_unlocked"),
-    _on("sessions/end", handlers.end_sessions, "user_sessions_ended"),
-    _on("sessions/{handle}/end", handlers.end_session, "session_ended"),
+    _on("sessions/end", sessions_handlers.end_sessions, "user_sessions_ended"),
+    _on("sessions/{handle}/end", sessions_handlers.end_session, "session_ended"),
     _on("factors/remove", factors_handlers.remove_factors, "factors_removed"),
     _on("delete", handlers.delete_user, "user_deleted", to=USERS.path),
 ]
