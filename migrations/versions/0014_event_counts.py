@@ -1,4 +1,4 @@
-"""How many events of each kind there were, and how high gauges rose, by minute and by hour: a month to look back."""
+"""Counts of events and the highest values of gauges, by minute and by hour: the overview shows a month of them."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -205,7 +205,7 @@ def credential_id(credential: dict[str, Any]) -> bytes:
 
 def _refuse_certificates(credential: dict[str, Any]) -> None:
     """Raise ValueError for an attestation with certificates. We ask for none, and a browser leaves them out then
-    (WebAuthn Level 3, 5.1.3): whoever sends them wants their keys to be computed with.
+    (WebAuthn Level 3, 5.1.3). With them a client could have us check signatures with any key.
     """
     from webauthn.helpers import parse_attestation_object  # noqa: PLC0415
 

@@ -260,7 +260,7 @@ event_counts_until = sa.Table(
     sa.CheckConstraint("singleton", name="only_one"),
 )
 
-# The highest value of each gauge, by minute and by hour. Of what each process has, the highest of any.
+# The highest value of each gauge, by minute and by hour. Where each process has a value, the highest of all counts.
 gauge_peaks = sa.Table(
     "gauge_peaks",
     metadata,

@@ -14,7 +14,7 @@ SETTLED = 30
 # Seconds of events that one statement counts at most.
 STEP = 3600
 KEPT = {"minute": 3 * 3600, "hour": 62 * 86400}
-"""For how many seconds counts are kept."""
+"""For how many seconds counts and peaks are kept."""
 
 # One node at a time: whoever finds the row locked leaves the counting to the other. Minutes are whole when they are
 # counted; hours grow.
@@ -66,7 +66,7 @@ async def count_all(database: Database) -> None:
 
 
 class Counted(NamedTuple):
-    """How many events of a kind there were in the time that begins with ``at``, or how high a gauge rose."""
+    """How many events of a kind there were in the time that begins with ``at``, or the highest value of a gauge."""
 
     at: datetime
     kind: str
@@ -135,7 +135,7 @@ _PEAKS = Statement("""
 
 
 async def peaks(connection: Connection, *, unit: str, span: str, since: datetime) -> list[Counted]:
-    """How high each gauge has risen since then, by ``unit``; from the peaks by ``span``."""
+    """The highest value of each gauge since then, by ``unit``; from the peaks by ``span``."""
     return [Counted(*row) for row in await _PEAKS.all(connection, unit=unit, span=span, since=since)]
 
 
