@@ -20,6 +20,7 @@ from gatepost import pages
 from gatepost.config import AccountsConfig, Config, ConfigError, PagesConfig
 from gatepost.config.mail import LANGUAGES
 from gatepost.errors import DatabaseUnavailable
+from gatepost.http.body import MAX_BODY
 from gatepost.pages import return_to
 from gatepost.pages.account.activity import SAID
 from gatepost.pages.assets import readable_on
@@ -669,3 +670,13 @@ async def test_an_old_link_and_the_address_of_a_form_are_told_by_a_page_and_to_p
             assert answer.content_type == "application/problem+json", (path, headers)
     async with client.post("/no-longer-here", headers=browser) as answer:
         assert (answer.status, answer.content_type) == (404, "application/problem+json")
+
+
+async def test_a_passkey_in_a_form_is_no_longer_than_the_api_takes(
+    config: Config, start_server: StartServer, tmp_path: Path
+) -> None:
+    client = await start_server(with_every_route(config, tmp_path))
+    for length, status in ((MAX_BODY, 401), (MAX_BODY + 1, 413)):
+        page = await Visitor(client).post("/sign-in/passkey", {"passkey": "{}".ljust(length)})
+        assert page.status == status
+        assert page.problem
